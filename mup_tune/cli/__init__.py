@@ -1,0 +1,40 @@
+"""The command line. One file a command; heavy imports happen inside the command, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from typer.main import get_command
+
+from mup_tune.cli import inspect
+from mup_tune.cli.output import err_console
+from mup_tune.errors import InterruptedRunError, UserError
+
+app = typer.Typer(
+    name="mup-tune",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="µP hyperparameter tuning and scaling of Falcon-H1 models: sweep a small proxy, transfer to full size.",
+    epilog="Start with `mup-tune sweep quickstart --run runs/first`. Exit codes: 0 done, 1 failed, 2 wrong input, "
+    "3 inconclusive, 130 interrupted.",
+)
+inspect.register(app)
+
+
+def main() -> None:
+    """Entry point: a :class:`UserError` becomes one line on stderr and exit code 2."""
+    try:
+        get_command(app)()
+    except UserError as error:
+        err_console.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except InterruptedRunError as error:
+        err_console.print(_escaped(str(error)), highlight=False, soft_wrap=True)
+        sys.exit(130)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,155 @@
+"""Reading and writing small files: YAML into validated models, names into shipped files, atomic writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mup_tune.errors import UserError, unknown
+
+
+class Model(BaseModel):
+    """A frozen value read from a file: unknown keys are errors, ``name`` is a label that never enters a hash."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def content_hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON, without labels."""
+        return content_hash(self.model_dump(mode="json"))
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def content_hash(value: Any) -> str:
+    """Hash of a JSON value whose ``name`` keys (labels) are left out; floats by their shortest exact repr."""
+
+    def bare(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: bare(entry) for key, entry in item.items() if key != "name"}
+        return [bare(entry) for entry in item] if isinstance(item, list | tuple) else item
+
+    text = json.dumps(bare(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number (YAML 1.1 makes it a string) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: the key {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def parse_yaml(text: str, source: str | Path) -> Any:
+    """Parse YAML; a syntax error becomes a :class:`UserError` that names the line."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        detail = getattr(error, "problem", None) or str(error)
+        raise UserError(f"{line}not valid YAML ({detail})", file=source) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML file holds."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", file=path) from None
+    except UnicodeDecodeError:
+        raise UserError("is not UTF-8 text", file=path) from None
+    data = parse_yaml(text, path)
+    if not isinstance(data, dict):
+        raise UserError("must hold a mapping of keys to values", file=path)
+    return data
+
+
+def dump_yaml(data: Any) -> str:
+    """Block-style YAML in the order given."""
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110))
+
+
+def validated(model: type[ModelT], data: Any, source: str | Path) -> ModelT:
+    """``model`` from ``data``; every wrong field is named, with its value and what is allowed."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        # A misspelt key also makes the right one missing: the misspelling is what helps.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        field = _dotted(first["loc"])
+        more = f" ({error.error_count() - 1} more after this one)" if error.error_count() > 1 else ""
+        raise UserError(_problem(model, first) + more, file=source, field=field) from None
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else ("." if text else "") + part
+    return text
+
+
+def _problem(model: type[BaseModel], error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return unknown("key", error["loc"][-1], _keys_at(model, error["loc"][:-1]))
+    if error["type"] == "missing":
+        return "is required and missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return message if error["type"] == "value_error" else f"{error['input']!r} is not allowed: {message}"
+
+
+def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Field names of the model that sits at ``loc`` below ``model``, as far as plain annotations tell."""
+    current: type[BaseModel] | None = model
+    for part in loc:
+        annotation = current.model_fields[part].annotation if current and part in current.model_fields else None
+        current = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return list(current.model_fields) if current else []
+
+
+def shipped(kind: str) -> Path:
+    """Folder of the shipped ``proxy_models`` or ``sweeps``: inside an installed package, else in the checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / kind
+    return inside if inside.is_dir() else package.parent / kind
+
+
+def find(kind: str, name: str) -> Path:
+    """The YAML file for ``name``: a path if it looks like one, else a shipped file of that ``kind``."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        if not Path(name).is_file():
+            raise UserError("no such file", file=name)
+        return Path(name)
+    path = shipped(kind) / f"{name}.yaml"
+    if not path.is_file():
+        names = sorted(entry.stem for entry in shipped(kind).glob("*.yaml"))
+        what = {"proxy_models": "shape", "sweeps": "plan"}[kind]
+        raise UserError(unknown(what, name, names), fix="A YAML file's path may be given as well")
+    return path
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write beside and rename, so that a reader or a crash never sees half a file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(beside, path)

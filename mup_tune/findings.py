@@ -1,0 +1,79 @@
+"""What a stage learned, as data: written by the stages, journalled with the run, drawn by the report.
+
+Losses and gains are nats/token; a gain is positive where the loss falls. Offsets are log2 of the factor on an axis'
+value, relative to the incumbent the stage started from. Intervals are 95 % CIs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mup_tune.files import Model
+from mup_tune.settings import Settings
+
+
+class Interval(Model):
+    """An estimate with its 95 % CI."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Point(Model):
+    """One grid point of an axis: loss per seed in seed order, None where the member diverged."""
+
+    offset: float
+    value: float
+    losses: dict[int, float | None]
+
+
+class Fit(Model):
+    """Log-parabola loss ≈ floor + ½·curvature·(offset − optimum)²; curvature in nats per (log2)²."""
+
+    optimum: Interval
+    floor: float
+    curvature: Interval
+    points_used: int
+
+
+Decision = Literal["moved", "kept", "flat", "edge", "not identifiable", "dropped"]
+
+
+class AxisFinding(Model):
+    """One axis of a stage: its grid, its fit where one is possible, what was decided and why (a sentence)."""
+
+    axis: str
+    before: float
+    after: float
+    points: tuple[Point, ...]
+    fit: Fit | None
+    gain: Interval | None
+    p_value: float | None
+    decision: Decision
+    why: str
+
+
+class Comparison(Model):
+    """Paired comparison over seeds: gain = loss(reference) − loss(candidate)."""
+
+    candidate: str
+    reference: str
+    candidate_losses: dict[int, float | None]
+    reference_losses: dict[int, float | None]
+    gain: Interval | None
+    verdict: str
+
+
+class Finding(Model):
+    """All that one stage learned. ``summary`` is prose for people, a sentence an entry."""
+
+    stage: str
+    kind: str
+    title: str
+    before: Settings
+    after: Settings
+    axes: tuple[AxisFinding, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    sigma_delta: float | None = None
+    summary: tuple[str, ...] = ()

@@ -1,0 +1,64 @@
+"""What a stage is: configuration from the plan plus two pure functions over finished trials."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from pydantic import Field
+
+from mup_tune.files import Model
+from mup_tune.findings import Finding
+from mup_tune.settings import Settings
+from mup_tune.shape import Shape
+from mup_tune.trial import Budget, Row, Trial
+
+Known = Mapping[str, Row]  # finished trials of the whole run, by trial hash
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all stages of a plan share. ``seeds`` are the plan's tuning seeds."""
+
+    shape: Shape
+    budget: Budget
+    seeds: tuple[int, ...]
+
+    def trials(self, settings: Settings, seeds: Iterable[int]) -> list[Trial]:
+        return [Trial(shape=self.shape, budget=self.budget, settings=settings, seed=seed) for seed in seeds]
+
+
+@dataclass(frozen=True)
+class State:
+    """What stages hand on: the best Settings so far, and named ones that a later stage compares with."""
+
+    incumbent: Settings
+    references: Mapping[str, Settings] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    state: State
+    finding: Finding
+
+
+class Stage(Model):
+    """Base of the stage kinds. A stage holds no state: it is asked again, with more rows, until it wants no more."""
+
+    kind: str
+    name: str = Field(default="", pattern=r"^[\w .-]*$")
+
+    DESCRIPTION: ClassVar[str] = ""
+
+    @abstractmethod
+    def propose(self, context: Context, state: State, known: Known) -> Sequence[Trial]:
+        """Every trial this stage wants, given what is known; the ones already known are not trained again.
+
+        Called at the start and at each barrier; the stage is over when all it wants is known. Must be deterministic.
+        """
+
+    @abstractmethod
+    def conclude(self, context: Context, state: State, known: Known) -> Conclusion:
+        """The decision, when everything wanted is known."""

@@ -1,0 +1,1 @@
+"""Carry tuned Settings to a full-size Shape, in the formats that trainers read."""

@@ -1,0 +1,121 @@
+"""Budget, trial and pack: what is trained, and what comes back. Pure data that every layer above shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mup_tune.files import Model, content_hash
+from mup_tune.settings import Settings
+from mup_tune.shape import NonNegative, Positive, Shape
+
+
+class Budget(Model):
+    """How long, on how much and in which order a trial trains. Everything is counted in tokens of one member.
+
+    ``lr_decay_to`` is the fraction of the peak that the exponential decay ends at. ``power_onset_tokens`` switches
+    on the Effective Power Schedule (η and λ ∝ t^-¼ from there on; arXiv 2507.22448), null leaves both constant.
+    """
+
+    seq_len: Positive
+    batch_tokens: Positive
+    total_tokens: Positive
+    warmup_tokens: NonNegative
+    decay_tokens: NonNegative
+    lr_decay_to: Annotated[float, Field(gt=0, le=1)] = 0.1
+    power_onset_tokens: Positive | None = None
+    val_tokens: Positive
+    data_seed: NonNegative = 0
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Annotated[float, Field(gt=0)] = 1e-16
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    dtype: Literal["float32"] = "float32"
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> Budget:
+        if self.batch_tokens % self.seq_len:
+            raise ValueError(f"batch_tokens = {self.batch_tokens} must be a multiple of seq_len = {self.seq_len}")
+        if self.val_tokens % self.seq_len:
+            raise ValueError(f"val_tokens = {self.val_tokens} must be a multiple of seq_len = {self.seq_len}")
+        if self.total_tokens < self.batch_tokens:
+            raise ValueError(f"total_tokens = {self.total_tokens} is less than one batch of {self.batch_tokens}")
+        if self.warmup_tokens + self.decay_tokens > self.total_tokens:
+            raise ValueError("warmup_tokens + decay_tokens must not exceed total_tokens")
+        return self
+
+    @property
+    def rows(self) -> int:
+        """Sequences in a batch."""
+        return self.batch_tokens // self.seq_len
+
+    @property
+    def steps(self) -> int:
+        return self.total_tokens // self.batch_tokens
+
+
+class Trial(Model):
+    """(Shape, Budget, Settings, seed). Its hash covers all four and is its identity everywhere."""
+
+    shape: Shape
+    budget: Budget
+    settings: Settings
+    seed: NonNegative
+
+    @cached_property
+    def hash(self) -> str:
+        return self.content_hash()
+
+
+Status = Literal["ok", "diverged"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished trial. ``loss`` is nats/token on the fixed validation batches, NaN if the member diverged.
+
+    ``metrics``: bits_per_byte, train_loss, eta_lambda_T, clipped_fraction, grad_norm, tokens_per_s (this member's
+    share), flops. ``reason`` says why and at which step a member diverged.
+    """
+
+    trial: Trial
+    status: Status
+    loss: float
+    loss_se: float
+    reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One population as a unit of work: members of one Shape and Budget, in order."""
+
+    id: str
+    stage: str
+    trials: tuple[Trial, ...]
+
+    @classmethod
+    def of(cls, stage: str, trials: tuple[Trial, ...]) -> Pack:
+        """The id is the hash of the members in order, so that one composition has one name."""
+        return cls(content_hash([trial.hash for trial in trials]), stage, trials)
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """What a lane hands back: rows in member order, and one curve table for the pack.
+
+    ``curves`` has equally long columns: member (index), step, tokens, loss, grad_norm, clipped (0/1), eta.
+    ``record`` names what ran: backend, device, threads, tokens_per_s (all members), mfu, seconds, torch.
+    """
+
+    pack: Pack
+    rows: tuple[Row, ...]
+    curves: dict[str, list[float]]
+    record: dict[str, Any]
