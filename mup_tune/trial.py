@@ -31,7 +31,6 @@ class Budget(Model):
     data_seed: NonNegative = 0
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    eps: Annotated[float, Field(gt=0)] = 1e-16
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     dtype: Literal["float32"] = "float32"
 
