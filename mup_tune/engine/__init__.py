@@ -1,0 +1,1 @@
+"""Two drivers of one protocol: this process, or lanes on Ray."""
