@@ -90,16 +90,16 @@ def dump_yaml(data: Any) -> str:
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110))
 
 
-def validated(model: type[ModelT], data: Any, source: str | Path) -> ModelT:
-    """``model`` from ``data``; every wrong field is named, with its value and what is allowed."""
+def validated(model: type[ModelT], data: Any, source: str | Path, at: str = "") -> ModelT:
+    """``model`` from ``data``; every wrong field is named (below ``at``), with its value and what is allowed."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
         # A misspelt key also makes the right one missing: the misspelling is what helps.
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        field = _dotted(first["loc"])
+        field = ".".join(part for part in (at, _dotted(first["loc"])) if part)
         more = f" ({error.error_count() - 1} more after this one)" if error.error_count() > 1 else ""
-        raise UserError(_problem(model, first) + more, file=source, field=field) from None
+        raise UserError(_problem(model, first) + more, file=source, field=field or None) from None
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:

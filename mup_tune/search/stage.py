@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from pydantic import Field
 
@@ -50,7 +49,15 @@ class Stage(Model):
     kind: str
     name: str = Field(default="", pattern=r"^[\w .-]*$")
 
-    DESCRIPTION: ClassVar[str] = ""
+    @property
+    def provides(self) -> str | None:
+        """Name under which this stage leaves Settings for later stages to compare with."""
+        return None
+
+    @property
+    def requires(self) -> Sequence[str]:
+        """Names that earlier stages must have left."""
+        return ()
 
     @abstractmethod
     def propose(self, context: Context, state: State, known: Known) -> Sequence[Trial]:

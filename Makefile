@@ -1,0 +1,36 @@
+# `make demo` and `make test` each set up what they need; Python >= 3.11 is all that has to be there.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo
+# An NVIDIA GPU wants the CUDA build of torch and the Triton kernels; elsewhere the pinned CPU build is taken.
+ifeq ($(shell command -v nvidia-smi 2>/dev/null),)
+INSTALL := -c constraints.txt -e .[dev]
+else
+INSTALL := -e .[dev]
+endif
+
+.PHONY: setup test demo clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mup-tune needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q $(INSTALL)
+	@touch $@
+
+test: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+demo: setup
+	$(BIN)/mup-tune sweep quickstart --run $(DEMO)/run
+	test -f $(DEMO)/falcon-h1-0.5b/config.json || $(BIN)/mup-tune transfer $(DEMO)/run --target falcon-h1-0.5b --out $(DEMO)/falcon-h1-0.5b
+	$(BIN)/mup-tune report $(DEMO)/run
+	@echo "Open $(DEMO)/run/report.html; train from $(DEMO)/falcon-h1-0.5b/README.md"
+
+clean:
+	rm -rf .venv $(DEMO)

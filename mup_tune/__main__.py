@@ -1,0 +1,5 @@
+"""``python -m mup_tune``."""
+
+from mup_tune.cli import main
+
+main()

@@ -1,0 +1,104 @@
+"""``sweep`` and ``status``: execute a plan, watch it, come back to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mup_tune.cli.output import console, print_json, print_rows
+from mup_tune.errors import InterruptedRunError, UserError, unknown
+
+
+def sweep(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A shipped plan (quickstart) or a YAML file.")],
+    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of this run; resumes one that exists.")],
+    executor: Annotated[str, typer.Option(help="ray: a lane per device. inline: this process, one device.")] = "ray",
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster to join; a local one is started if absent.")
+    ] = None,
+    lanes: Annotated[int | None, typer.Option(min=1, help="Lanes on Ray; one per GPU, or per core, if absent.")] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a plan's value, e.g. seeds=[0,1].")
+    ] = None,
+    scale: Annotated[str | None, typer.Option(metavar="NAME", help="One of the plan's `scales:` overlays.")] = None,
+) -> None:
+    """Run a plan: train populations of proxies stage by stage and keep the best settings.
+
+    The same command resumes a run that was stopped by Ctrl-C, `kill -9` or a crash; packs that were committed are
+    not trained again. Reports come from `mup-tune report DIR`, full-size configs from `mup-tune transfer DIR`.
+    """
+    if executor not in ("ray", "inline"):
+        raise UserError(unknown("executor", executor, ("ray", "inline")), field="--executor")
+    if executor == "inline" and (address or lanes):
+        raise UserError("has no meaning with --executor inline", field="--address" if address else "--lanes")
+    from mup_tune.search.plan import load_plan
+
+    loaded = load_plan(plan, scale, tuple(assign or ()))
+
+    from mup_tune.cli.live import Display
+    from mup_tune.search.execute import execute, open_sweep
+
+    try:
+        with open_sweep(loaded, run) as (folder, walk):
+            with Display(walk, console) as on_event:
+                findings = execute(loaded, folder, walk, executor, address, lanes, on_event)
+            for finding in findings:
+                console.print(f"[bold]{finding.stage}[/] {finding.title}", highlight=False)
+                for sentence in finding.summary:
+                    console.print(f"  {sentence}", highlight=False, markup=False)
+            console.print(
+                f"Tuned settings: {folder.path / 'settings' / 'incumbent.yaml'}. "
+                f"Next: `mup-tune report {run}`, `mup-tune transfer {run} --target falcon-h1-0.5b --out DIR`.",
+                highlight=False,
+            )
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            f"Interrupted. Committed packs are kept: the same command resumes {run}; `mup-tune status {run}` shows it."
+        ) from None
+
+
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """Where a run stands: stages, trials, the best loss, and whether a driver is at work."""
+    from mup_tune.run.folder import RunFolder
+    from mup_tune.run.journal import Journal
+
+    folder = RunFolder.open(run)
+    journal = Journal(folder, writable=False)
+    stages = journal.stages()
+    findings = {finding.stage: finding for finding in journal.findings()}
+    data = {
+        "run": str(run),
+        "live": folder.is_live(),
+        "complete": bool(journal.get_note("complete")),
+        "trials": len(journal.rows),
+        "diverged": sum(not row.ok for row in journal.rows.values()),
+        "best_loss": min((row.loss for row in journal.rows.values() if row.ok), default=None),
+        "stages": [
+            {
+                "stage": stage,
+                "state": "concluded" if stage in findings else "running",
+                "trials": journal.trial_count(stage),
+                "summary": " ".join(findings[stage].summary) if stage in findings else "",
+            }
+            for stage in stages
+        ],
+    }
+    journal.close()
+    if json:
+        print_json(data)
+        return
+    if data["stages"]:
+        print_rows(data["stages"], str(run))
+    state = "complete" if data["complete"] else "a driver is at work" if data["live"] else "stopped: `sweep` resumes it"
+    best = f", best loss {data['best_loss']:.4f} nats/token" if data["best_loss"] is not None else ""
+    console.print(f"{data['trials']} trials, {data['diverged']} diverged{best}; {state}", highlight=False)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(sweep)
+    app.command()(status)

@@ -1,0 +1,166 @@
+"""The loop that walks a plan's stages: proposals become packs, outcomes become journal rows, rows become decisions.
+
+It is the :class:`~mup_tune.engine.work.PackSource` of a sweep. Stages are pure functions of what is known, so that
+resuming is replaying: the journal's rows and packs go in, and the same decisions come out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from mup_tune.engine.packing import halves, population_size, split
+from mup_tune.engine.work import Calibrate, Calibration, Outcome, OutOfMemoryError, Signal, Work
+from mup_tune.errors import UserError
+from mup_tune.run.journal import Journal
+from mup_tune.search.plan import Plan
+from mup_tune.search.stage import Conclusion, State
+from mup_tune.trial import Pack, PackResult, Trial
+
+SIZES = (1, 2, 4, 8, 16, 32)
+ATTEMPTS = 3  # of one pack, before its failure is taken for a bug
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a sweep stands, for displays."""
+
+    stage: int
+    stages: int
+    title: str
+    done: int
+    wanted: int
+    best_loss: float | None
+
+
+class Sweep:
+    """One execution of a plan against a journal."""
+
+    def __init__(self, plan: Plan, journal: Journal) -> None:
+        self.plan, self.journal, self.context = plan, journal, plan.context
+        self.state = State(plan.start)
+        self.index = 0
+        self.queue: deque[Work] = deque()
+        self.outstanding: set[str] = set()
+        self.attempts: dict[str, int] = {}
+        self.wanted: list[Trial] = []
+        self.lanes = 1
+
+    def key(self, index: int) -> str:
+        """A stage's name in the journal and in file names: its place, and its name or kind."""
+        stage = self.plan.stages[index]
+        return f"{index + 1:02d}-{stage.name or stage.kind}".replace(" ", "-")
+
+    def next(self, lanes: int) -> Work | Signal:
+        self.lanes = lanes
+        if not self.queue and not self.outstanding:
+            self._advance()
+        if self.queue:
+            work = self.queue.popleft()
+            self.outstanding.add(_id(work))
+            return work
+        return Signal.WAIT if self.outstanding else Signal.DONE
+
+    def commit(self, work: Work, outcome: Outcome) -> None:
+        if _id(work) not in self.outstanding:
+            return
+        if isinstance(outcome, Calibration):
+            speeds = {str(size): speed for size, speed in outcome.tokens_per_s.items()}
+            self.journal.set_note("calibration", {"tokens_per_s": speeds, "device": outcome.device})
+        elif isinstance(outcome, PackResult):
+            self.journal.commit(outcome)
+        self.outstanding.discard(_id(work))
+
+    def lost(self, work: Work, error: Exception) -> None:
+        """Hand lost work out again; split what does not fit; end the run on what keeps failing."""
+        if _id(work) not in self.outstanding:
+            return
+        if isinstance(error, UserError):
+            raise error
+        self.outstanding.discard(_id(work))
+        if isinstance(error, OutOfMemoryError):
+            self._shrink(work, error)
+            return
+        self.attempts[_id(work)] = self.attempts.get(_id(work), 0) + 1
+        if self.attempts[_id(work)] >= ATTEMPTS:
+            raise RuntimeError(f"{_label(work)} failed {ATTEMPTS} times, last with: {error}") from error
+        self.queue.appendleft(work)
+
+    def position(self) -> Position:
+        known = self.journal.rows
+        rows = [known[trial.hash] for trial in self.wanted if trial.hash in known]
+        losses = [row.loss for row in rows if row.ok]
+        index = min(self.index, len(self.plan.stages) - 1)
+        best = min(losses) if losses else None
+        title = self.plan.stages[index].title
+        return Position(index, len(self.plan.stages), title, len(rows), len(self.wanted), best)
+
+    def _advance(self) -> None:
+        """Conclude stages until one wants training, and queue its packs."""
+        while self.index < len(self.plan.stages):
+            stage, key = self.plan.stages[self.index], self.key(self.index)
+            stored = self.journal.conclusion(key)
+            if stored:
+                finding, references = stored
+                self.state = State(finding.after, references)
+                self.index += 1
+                continue
+            self.journal.begin_stage(key, stage.kind, stage.title, self.state.incumbent)
+            known = self.journal.rows
+            self.wanted = list({t.hash: t for t in stage.propose(self.context, self.state, known)}.values())
+            missing = [trial for trial in self.wanted if trial.hash not in known]
+            if missing:
+                self._queue(key, missing)
+                return
+            conclusion: Conclusion = stage.conclude(self.context, self.state, known)
+            finding = conclusion.finding.model_copy(update={"stage": key})
+            self.journal.conclude(key, finding, conclusion.state.references)
+            self.state = conclusion.state
+            self.index += 1
+
+    def _queue(self, key: str, missing: list[Trial]) -> None:
+        """Packs that were journalled before a crash first, in their composition; new packs for the rest."""
+        planned = self.journal.planned(key)
+        self.queue.extend(planned)
+        covered = {trial.hash for pack in planned for trial in pack.trials}
+        rest = [trial for trial in missing if trial.hash not in covered]
+        if not rest:
+            return
+        calibration = self._calibration()
+        if calibration is None:
+            self.queue.clear()
+            self.queue.append(Calibrate(rest[0], tuple(size for size in SIZES if size <= max(1, len(rest)))))
+            return
+        size = population_size(calibration, len(rest), self.lanes)
+        for trials in split(rest, size):
+            self.queue.append(self._planned(key, trials))
+
+    def _planned(self, key: str, trials: tuple[Trial, ...]) -> Pack:
+        pack = Pack.of(key, trials)
+        self.journal.plan_pack(key, pack, {"members": len(trials), "lanes": self.lanes})
+        return pack
+
+    def _calibration(self) -> Calibration | None:
+        note = self.journal.get_note("calibration")
+        if note is None:
+            return None
+        return Calibration({int(size): speed for size, speed in note["tokens_per_s"].items()}, note["device"])
+
+    def _shrink(self, work: Work, error: OutOfMemoryError) -> None:
+        if isinstance(work, Calibrate) or len(work.trials) == 1:
+            raise UserError(
+                f"one member of this Shape and Budget does not fit on the device ({error})",
+                field="budget.batch_tokens",
+                fix="Use a smaller proxy or fewer tokens a batch",
+            )
+        parts = [Pack.of(work.stage, part) for part in halves(work.trials)]
+        self.journal.replace_pack(work.stage, work.id, str(error), parts)
+        self.queue.extendleft(reversed(parts))
+
+
+def _id(work: Work) -> str:
+    return work.id if isinstance(work, Pack) else "calibration"
+
+
+def _label(work: Work) -> str:
+    return f"pack {work.id} ({len(work.trials)} members)" if isinstance(work, Pack) else "the calibration"

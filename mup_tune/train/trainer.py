@@ -1,0 +1,215 @@
+"""Train one pack: init, steps with per-member clipping and masking, validation on fixed batches.
+
+Shape suffixes: P members, B rows, T tokens of a row, S steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import log, nan
+
+import torch
+from torch import Tensor
+
+from mup_tune.data.batches import Batch, Batches
+from mup_tune.data.corpus import Corpus
+from mup_tune.model import hf
+from mup_tune.model.falcon_h1 import Population
+from mup_tune.model.init import draw_
+from mup_tune.roles import RoleTable, role_table
+from mup_tune.shape import Shape
+from mup_tune.train.optimizer import MemberAdamW, rates
+from mup_tune.train.schedule import Schedule
+from mup_tune.trial import Budget, Pack, PackResult, Row, Trial
+
+CURVE_POINTS = 200  # a member; steps are averaged into at most this many
+CHECK_EVERY = 20  # steps between looks at the device, so that it is not waited for each step
+VALIDATION_SEED = 0  # every trial of a run reads the same validation rows, whatever its data order
+
+OnStep = Callable[[float, float], None]  # fraction done, tokens/s over all members
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a lane trains, and how fast its matrix products can be (FLOP/s), the denominator of MFU."""
+
+    name: str
+    threads: int
+    peak_flops: float
+
+
+def new_population(shape: Shape, tables: list[RoleTable], seeds: list[int], device: str) -> Population:
+    """A population at its training init; members with one seed share their draws, scaled by their own init."""
+    population = Population(shape, len(tables), device=device)
+    population.set_roles(tables)
+    parameters = dict(population.named_parameters())
+    with torch.no_grad():
+        for entry in hf.hf_parameters(shape):
+            stack = parameters[entry.ours]
+            for member, (table, seed) in enumerate(zip(tables, seeds, strict=True)):
+                part = stack[member, entry.start : entry.stop]
+                slices = table.of(entry.hf)
+                draw_(part.view(-1, *slices[0].shape[1:]), slices, seed=seed, parameter=entry.hf)
+    return population
+
+
+def to_device(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """tokens [B, T], targets [B, T] and documents [B, T], None where every row is one document."""
+    documents = torch.from_numpy(batch.documents_BT).to(device) if batch.documents_BT.any() else None
+    return torch.from_numpy(batch.tokens_BT).to(device), torch.from_numpy(batch.targets_BT).to(device), documents
+
+
+def train_pack(pack: Pack, corpus: Corpus, device: Device, on_step: OnStep) -> PackResult:
+    """Train the members of ``pack`` side by side. Same pack, machine and threads: bitwise the same losses on the CPU.
+
+    A member whose loss or gradient norm stops being finite is masked from that step on and reported as diverged; the
+    others' numbers do not change.
+    """
+    run = PackTraining(pack.trials, corpus, device)
+    started = time.perf_counter()
+    run.train(on_step)
+    trained_s = time.perf_counter() - started
+    validation = run.validate()
+    shape, budget = run.shape, run.budget
+    tokens = run.steps_done * budget.batch_tokens * len(pack.trials)
+    speed = tokens / trained_s
+    flops = shape.flops_per_token(budget.seq_len)
+    record = {
+        "device": device.name,
+        "threads": device.threads,
+        "backend": run.population.backend,
+        "dtype": budget.dtype,
+        "torch": str(torch.__version__),
+        "tokens_per_s": speed,
+        "mfu": speed * flops / device.peak_flops,
+        "seconds": time.perf_counter() - started,
+        "steps": run.steps_done,
+    }
+    extra = {"tokens_per_s": speed / len(pack.trials), "flops": flops * run.steps_done * budget.batch_tokens}
+    rows = tuple(run.row(member, validation, extra) for member in range(len(pack.trials)))
+    return PackResult(pack, rows, run.curves(), record)
+
+
+class PackTraining:
+    """The tensors of one pack while it trains."""
+
+    def __init__(self, trials: tuple[Trial, ...], corpus: Corpus, device: Device) -> None:
+        self.trials, self.corpus, self.device = trials, corpus, device
+        self.shape, self.budget = trials[0].shape, trials[0].budget
+        if any(trial.shape != self.shape or trial.budget != self.budget for trial in trials):
+            raise ValueError("members of a pack share one Shape and one Budget")
+        tables = [role_table(self.shape, trial.settings) for trial in trials]
+        self.population = new_population(self.shape, tables, [trial.seed for trial in trials], device.name)
+        parameters = dict(self.population.named_parameters())
+        budget: Budget = self.budget
+        self.optimizer = MemberAdamW(
+            parameters,
+            rates(parameters, lambda name: hf.owner(self.shape, name), tables),
+            (budget.beta1, budget.beta2),
+            budget.clip_norm,
+        )
+        self.schedule = Schedule.of(budget)
+        members, steps = len(trials), budget.steps
+        self.alive_P = torch.ones(members, dtype=torch.bool, device=device.name)
+        self.loss_SP = torch.full((steps, members), nan, device=device.name)
+        self.norm_SP = torch.full((steps, members), nan, device=device.name)
+        self.clipped_SP = torch.zeros((steps, members), dtype=torch.bool, device=device.name)
+        self.alive_SP = torch.zeros((steps, members), dtype=torch.bool, device=device.name)
+        self.steps_done = 0
+
+    def train(self, on_step: OnStep) -> None:
+        budget = self.budget
+        batches = Batches(self.corpus, "train", budget.seq_len, budget.rows, budget.data_seed)
+        started = time.perf_counter()
+        for step in range(budget.steps):
+            self.step(step, batches.batch(step))
+            self.steps_done = step + 1
+            if self.steps_done % CHECK_EVERY == 0:
+                tokens = self.steps_done * budget.batch_tokens * len(self.trials)
+                on_step(self.steps_done / budget.steps, tokens / (time.perf_counter() - started))
+                if not bool(self.alive_P.any()):
+                    break
+        if self.device.name.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    def step(self, step: int, batch: Batch) -> None:
+        tokens, targets, documents = to_device(batch, self.device.name)
+        count = int((batch.targets_BT >= 0).sum())
+        self.optimizer.zero_grad()
+        loss_P = self.population.nll(tokens, targets, documents).sum(1) / count
+        loss_P.sum().backward()
+        norm_P = self.optimizer.gradient_norms()
+        self.loss_SP[step], self.norm_SP[step] = loss_P.detach(), norm_P
+        self.alive_P = self.alive_P & loss_P.detach().isfinite() & norm_P.isfinite()
+        self.alive_SP[step] = self.alive_P
+        eta, lam = self.schedule.eta_factor(step), self.schedule.lam_factor(step)
+        self.clipped_SP[step] = self.optimizer.step(eta, lam, norm_P, self.alive_P)
+
+    @torch.no_grad()
+    def validate(self) -> tuple[Tensor, Tensor]:
+        """Mean loss [P] and its standard error [P] (float64, CPU) over the fixed rows; the rows are the sample."""
+        budget = self.budget
+        rows = budget.val_tokens // budget.seq_len
+        at_once = min(rows, budget.rows)
+        batches = Batches(self.corpus, "val", budget.seq_len, at_once, VALIDATION_SEED)
+        nll, counts = [], []
+        for index in range(-(-rows // at_once)):
+            batch = batches.batch(index)
+            nll.append(self.population.nll(*to_device(batch, self.device.name)).double().cpu())
+            counts.append(torch.from_numpy((batch.targets_BT >= 0).sum(1)).double())
+        nll_PR, count_R = torch.cat(nll, dim=1)[:, :rows], torch.cat(counts)[:rows]
+        loss_P = nll_PR.sum(1) / count_R.sum()
+        # ratio estimator: rows hold unequal numbers of targets
+        residual_PR = (nll_PR - loss_P[:, None] * count_R) / count_R.mean()
+        se_P = residual_PR.std(dim=1) / rows**0.5 if rows > 1 else torch.full_like(loss_P, nan)
+        return loss_P, se_P
+
+    def row(self, member: int, validation: tuple[Tensor, Tensor], extra: dict[str, float]) -> Row:
+        trial, loss = self.trials[member], float(validation[0][member])
+        alive = bool(self.alive_P[member]) and loss == loss and abs(loss) != float("inf")
+        lived = int(self.alive_SP[:, member].sum())
+        settings, tail = trial.settings, self.loss_SP[: self.steps_done, member][-max(1, self.steps_done // 20) :]
+        metrics = {
+            **extra,
+            "eta_lambda_T": settings.eta * settings.lam * self.budget.steps,
+            "clipped_fraction": float(self.clipped_SP[:, member].sum()) / max(1, lived),
+            "train_loss": float(tail.mean()),
+            "grad_norm": float(self.norm_SP[self.steps_done - 1, member]),
+        }
+        if not alive:
+            return Row(trial, "diverged", nan, nan, self._reason(member, lived), metrics)
+        bytes_per_token = self.corpus.bytes_per_token("val")
+        if bytes_per_token:
+            metrics["bits_per_byte"] = loss / log(2) / bytes_per_token
+        return Row(trial, "ok", loss, float(validation[1][member]), "", metrics)
+
+    def _reason(self, member: int, lived: int) -> str:
+        if lived >= self.steps_done:
+            return "the validation loss is not finite"
+        loss, norm = float(self.loss_SP[lived, member]), float(self.norm_SP[lived, member])
+        what = (
+            f"the loss became {loss}"
+            if loss != loss or abs(loss) == float("inf")
+            else f"the gradient norm became {norm}"
+        )
+        return f"{what} at step {lived + 1} of {self.budget.steps}"
+
+    def curves(self) -> dict[str, list[float]]:
+        """Columns of the pack's curve table; each point is the mean of a window of steps that ends at ``step``."""
+        done, budget = self.steps_done, self.budget
+        columns: dict[str, list[float]] = {
+            key: [] for key in ("member", "step", "tokens", "loss", "grad_norm", "clipped", "eta")
+        }
+        edges = sorted({round(done * point / CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)} - {0})
+        loss_SP, norm_SP, clipped_SP = self.loss_SP.cpu(), self.norm_SP.cpu(), self.clipped_SP.float().cpu()
+        for member, trial in enumerate(self.trials):
+            for start, stop in zip([0, *edges[:-1]], edges, strict=True):
+                columns["member"].append(member)
+                columns["step"].append(stop)
+                columns["tokens"].append(stop * budget.batch_tokens)
+                for key, values in (("loss", loss_SP), ("grad_norm", norm_SP), ("clipped", clipped_SP)):
+                    columns[key].append(float(values[start:stop, member].mean()))
+                columns["eta"].append(trial.settings.eta * self.schedule.eta_factor(stop - 1))
+        return columns

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "ray", "transformers", "optuna", "pandas", "matplotlib")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "mup_tune", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_help_of_every_command_imports_nothing_heavy() -> None:
+    script = f"""
+import sys
+from typer.testing import CliRunner
+from mup_tune.cli import app
+runner = CliRunner()
+commands = [command.callback.__name__ for command in app.registered_commands]
+for line in [[], ["proxy"], ["proxy", "show"], ["proxy", "make"], ["data"], ["data", "prepare"], *([c] for c in commands)]:
+    result = runner.invoke(app, [*line, "--help"])
+    assert result.exit_code == 0, (line, result.output)
+assert len(commands) >= 6, commands
+loaded = [name for name in {HEAVY!r} if name in sys.modules]
+assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_multipliers_json_has_exactly_35_rows_with_the_promised_keys() -> None:
+    rows = json.loads(run("multipliers", "--shape", "falcon-h1-34b", "--json").stdout)
+    assert len(rows) == 35
+    assert set(rows[0]) == {"name", "kind", "base", "value", "rule", "source"}
+    lm_head = next(row for row in rows if row["name"] == "lm_head")
+    assert (lm_head["base"], lm_head["value"]) == (2**-5, 40 / 5120)
+
+
+def test_roles_json_has_the_promised_keys_and_the_fixed_factors() -> None:
+    rows = json.loads(run("roles", "--shape", "falcon-h1-0.5b", "--settings", "falcon-h1-published", "--json").stdout)
+    keys = {"parameter", "slice", "shape", "init_std", "multiplier", "lr", "weight_decay", "eps", "rule"}
+    assert keys <= set(rows[0])
+    assert any("ssm_in ∝ d₀/d" in row["rule"] for row in rows)
+    assert any("attention_in" in row["rule"] for row in rows)
+
+
+def test_proxy_make_writes_a_shape_that_show_reads_back(tmp_path: Path) -> None:
+    out = tmp_path / "small.yaml"
+    made = run("proxy", "make", "--target", "falcon-h1-0.5b", "--width", "64", "--depth", "2", "--out", str(out))
+    assert made.returncode == 0
+    assert "halved" in made.stdout
+    shown = json.loads(run("proxy", "show", str(out), "--json").stdout)
+    assert (shown["d_model"], shown["n_layers"]) == (64, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["proxy", "show", "cpu-46"], "did you mean 'cpu-64'"),
+        (["roles", "--shape", "cpu-64", "--settings", "untund"], "did you mean 'untuned'"),
+        (["multipliers", "--settings", "untuned"], "--shape"),
+        (["proxy", "make", "--target", "cpu-64", "--width", "12", "--depth", "1", "--out", "x.yaml"], "--width"),
+        (["proxy", "make", "--target", "cpu-64", "--width", "32", "--depth", "1", "--out", "/nowhere/x.yaml"], "--out"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

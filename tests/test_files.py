@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mup_tune.errors import UserError
+from mup_tune.files import Model, find, parse_yaml, read_yaml, validated, write_atomic
+from mup_tune.shape import Shape, load_shape
+
+
+class _Inner(Model):
+    rate: float
+
+
+class _Outer(Model):
+    inner: _Inner
+    steps: int
+
+
+def test_exponents_without_a_dot_are_numbers() -> None:
+    assert parse_yaml("[1e-3, 1E6, -2e+4, 1.5e-3]", "x") == [1e-3, 1e6, -2e4, 1.5e-3]
+    assert parse_yaml("[1e, e3, 12e3x, '1e-3']", "x") == ["1e", "e3", "12e3x", "1e-3"]
+
+
+def test_a_key_given_twice_is_an_error() -> None:
+    with pytest.raises(UserError, match="given twice"):
+        parse_yaml("a: 1\nb: 2\na: 3\n", "x")
+
+
+def test_a_syntax_error_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("a: 1\nb: [1,\n")
+    with pytest.raises(UserError, match=r"plan\.yaml: line \d"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"inner": {"rate": 1.0, "raet": 2}, "steps": 1},
+            r"f\.yaml: inner\.raet: unknown key 'raet'; did you mean 'rate'",
+        ),
+        ({"inner": {"rate": "fast"}, "steps": 1}, r"inner\.rate: 'fast' is not allowed"),
+        ({"inner": {"rate": 1.0}}, "steps: is required and missing"),
+        ({"inner": {"rat": 1.0}, "steps": 1}, "did you mean 'rate'"),
+    ],
+)
+def test_validation_names_field_value_and_fix(data: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        validated(_Outer, data, "f.yaml")
+
+
+def test_shipped_names_and_paths_are_found(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(find("proxy_models", "cpu-64").read_text())
+    assert isinstance(load_shape(str(mine)), Shape)
+    with pytest.raises(UserError, match="no such file"):
+        load_shape(str(tmp_path / "absent.yaml"))
+
+
+def test_write_atomic_leaves_nothing_beside(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a.txt", "one")
+    write_atomic(tmp_path / "a.txt", b"two")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "two")]
