@@ -1,0 +1,83 @@
+"""``data prepare``: text or Megatron pairs in, a corpus out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mup_tune.cli.output import console, err_console, print_json, print_rows
+
+data = typer.Typer(no_args_is_help=True, help="Prepare text for training.")
+
+
+@data.callback()
+def _group() -> None:
+    """A group even with one command, so that more can join it."""
+
+
+@data.command("prepare")
+def prepare(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT…", help="Text files, JSONL, folders of them, or Megatron pairs.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Corpus folder to write.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="bytes|FILE", help="bytes, or a Hugging Face tokenizer.json.")
+    ] = None,
+    eod: Annotated[
+        str | None,
+        typer.Option(metavar="TOKEN|ID", help="End-of-document token, if not a usual one; its id with --vocab-size."),
+    ] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Instead of --tokenizer, for Megatron pairs.")
+    ] = None,
+    val_fraction: Annotated[float, typer.Option(help="Share of documents held out for validation.")] = 0.01,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """Tokenize text, or adopt Megatron .bin/.idx pairs without copying them, and split off validation documents.
+
+    One text file is one document, and so is the `text` field of one line of JSONL. A document's side of the split
+    follows from its content alone. Hidden, binary and empty files are skipped and counted.
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from mup_tune.data.prepare import prepare as make
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err_console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def report(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        corpus = make(inputs, out, tokenizer, val_fraction, eod=eod, vocab_size=vocab_size, report=report)
+    manifest = corpus.manifest
+    if json:
+        print_json({"path": str(corpus.path), **manifest.model_dump(mode="json")})
+        return
+    print_rows(
+        [
+            {
+                "split": split,
+                "documents": corpus.documents(split),
+                "tokens": corpus.tokens(split),
+                "bytes/token": corpus.bytes_per_token(split),
+            }
+            for split in ("train", "val")
+        ],
+        f"{corpus.path}",
+        f"vocabulary {corpus.vocab_size}, EOD {corpus.eod}, hash {corpus.hash}",
+    )
+    for reason, count in manifest.skipped.items():
+        console.print(f"skipped, {reason}: {count}", highlight=False)
+    if manifest.without_eod:
+        console.print(
+            f"note: {manifest.without_eod} documents do not end in EOD {corpus.eod}, so their end is not predicted",
+            highlight=False,
+        )
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(data, name="data")

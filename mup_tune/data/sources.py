@@ -1,0 +1,140 @@
+"""From what the user names (files, folders, Megatron pairs) to documents, one at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mup_tune.data.indexed import is_index, pair_paths
+from mup_tune.errors import UserError
+
+Advance = Callable[[int], None]  # told how many input bytes were just read
+SNIFF = 1 << 13
+
+
+@dataclass
+class Found:
+    """Text and JSONL files in reading order, or prefixes of Megatron pairs; ``skipped`` counts by reason."""
+
+    texts: list[Path] = field(default_factory=list)
+    pairs: list[Path] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(path.stat().st_size for path in (*self.texts, *(pair_paths(prefix)[0] for prefix in self.pairs)))
+
+
+def discover(inputs: Iterable[Path]) -> Found:
+    """Everything the inputs name, each file once; a folder is walked in sorted order.
+
+    Raises:
+        UserError: an input does not exist, nothing is found, or text and Megatron pairs are mixed.
+    """
+    found = Found()
+    for given in inputs:
+        if given.is_dir():
+            for path in _walk(given, found.skipped):
+                _take(path, found)
+        elif given.is_file() and given.suffix not in (".bin", ".idx"):
+            _take(given, found)
+        else:
+            prefix = given.with_suffix("") if given.suffix in (".bin", ".idx") else given
+            there = [path for path in pair_paths(prefix) if path.is_file()]
+            if not there:
+                raise UserError("no such file or folder, nor PREFIX of a Megatron pair", file=given)
+            if len(there) == 1:
+                missing = next(path for path in pair_paths(prefix) if path not in there)
+                raise UserError("no such file", file=missing, fix="A Megatron pair is PREFIX.bin and PREFIX.idx")
+            found.pairs.append(prefix)
+    found.texts, found.pairs = _unique(found.texts), _unique(found.pairs)
+    if found.texts and found.pairs:
+        problem = f"text ({found.texts[0]}) and Megatron pairs ({found.pairs[0]}) cannot be mixed"
+        raise UserError(problem, fix="Prepare them apart")
+    if not found.texts and not found.pairs:
+        raise UserError(f"no text, JSONL or Megatron pair in {', '.join(str(given) for given in inputs)}")
+    return found
+
+
+def _unique(paths: Iterable[Path]) -> list[Path]:
+    return list({os.path.realpath(path): path for path in paths}.values())
+
+
+def _take(path: Path, found: Found) -> None:
+    if path.suffix in (".bin", ".idx"):
+        prefix = path.with_suffix("")
+        if all(each.is_file() for each in pair_paths(prefix)) and is_index(pair_paths(prefix)[1]):
+            found.pairs.append(prefix)
+            return
+    found.texts.append(path)
+
+
+def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"cannot be read ({error.strerror})", file=error.filename)
+
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
+        skipped["hidden"] += sum(name.startswith(".") for name in (*folders, *names))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent, name)
+            if name.startswith("."):
+                continue
+            if path.is_file():
+                yield path
+            else:  # a dangling link, a socket
+                skipped["not a file"] += 1
+
+
+def documents(paths: Iterable[Path], skipped: Counter[str], advance: Advance) -> Iterator[str]:
+    """The non-empty documents of text and JSONL files, in order; holds one of them at a time."""
+    for path in paths:
+        try:
+            for text in _lines(path, skipped, advance) if path.suffix == ".jsonl" else _whole(path, skipped, advance):
+                if text:
+                    yield text
+                else:
+                    skipped["empty"] += 1
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror})", file=path) from None
+
+
+def _whole(path: Path, skipped: Counter[str], advance: Advance) -> Iterator[str]:
+    with path.open("rb") as stream:
+        content = stream.read(SNIFF)
+        if b"\0" not in content:  # a large binary file is not worth reading further
+            content += stream.read()
+    advance(path.stat().st_size)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        skipped["not UTF-8 text"] += 1
+        return
+    yield text
+
+
+def _lines(path: Path, skipped: Counter[str], advance: Advance) -> Iterator[str]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            advance(len(line))
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"is not JSON ({error})", file=path, field=f"line {number}") from None
+            text = record.get("text") if isinstance(record, dict) else None
+            if not isinstance(text, str):
+                raise UserError("must be an object with a string field 'text'", file=path, field=f"line {number}")
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # half a surrogate pair
+                skipped["not UTF-8 text"] += 1
+                continue
+            yield text
