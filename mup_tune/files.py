@@ -53,11 +53,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes the strings which the loader would take for numbers."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
 
 
 def parse_yaml(text: str, source: str | Path) -> Any:
@@ -87,7 +92,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def dump_yaml(data: Any) -> str:
     """Block-style YAML in the order given."""
-    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110))
+    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
 
 
 def validated(model: type[ModelT], data: Any, source: str | Path, at: str = "") -> ModelT:

@@ -1,0 +1,276 @@
+"""The folder of a run: who may write to it, which plan and corpus it belongs to, and where everything lies in it."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mup_tune.errors import UserError
+from mup_tune.files import dump_yaml, read_yaml, write_atomic
+from mup_tune.version import VERSION
+
+LOCK, RECORD, PLAN = "lock", "run.json", "plan.yaml"
+SHOWN = 5  # differing fields that a refusal lists
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RunFolder:
+    """A run's folder. Sub-folders are made by whoever writes into them; the properties only name them.
+
+    Attributes:
+        path: absolute path of the folder.
+    """
+
+    def __init__(self, path: Path, lock: int | None) -> None:
+        self.path, self._lock = path, lock
+
+    @classmethod
+    def create_or_resume(
+        cls, path: str | Path, plan: dict[str, Any], plan_hash: str, corpus: dict[str, Any]
+    ) -> RunFolder:
+        """The folder for writing, made if it is new; no other driver gets it until :meth:`close`.
+
+        Args:
+            plan: the resolved plan as plain data.
+            corpus: facts on the data set; ``hash`` is its identity, ``name`` a label.
+
+        Raises:
+            UserError: another driver holds it; it belongs to another plan or corpus; it is no run and not empty.
+        """
+        folder = Path(path).absolute()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _refuse_foreign(folder)
+            lock = _take_lock(folder)
+        except OSError as error:
+            raise UserError(f"cannot be used as a run folder ({error.strerror})", file=path) from None
+        run = cls(folder, lock)
+        try:
+            if _is_run(folder):
+                run._same(plan, plan_hash, corpus)
+            else:
+                record = {"version": VERSION, "plan_hash": plan_hash, "corpus": corpus, **_machine()}
+                write_atomic(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+                write_atomic(folder / PLAN, dump_yaml(plan))  # last: both files together make a folder a run
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The folder for reading; takes no lock. A :class:`UserError` with the nearest run if it is none."""
+        folder = Path(path).absolute()
+        if not _is_run(folder):
+            problem = "is not a run folder" if folder.exists() else "no such run"
+            raise UserError(problem, file=path, fix=_nearest(folder))
+        return cls(folder, None)
+
+    @property
+    def locked(self) -> bool:
+        """Whether this object holds the run for writing."""
+        return self._lock is not None
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.log"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves"
+
+    @property
+    def tables(self) -> Path:
+        return self.path / "tables"
+
+    @property
+    def settings(self) -> Path:
+        return self.path / "settings"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """The resolved plan, as the run was created with."""
+        return read_yaml(self.path / PLAN)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """``run.json``: version, plan hash, corpus, when and on which machine the run was created."""
+        try:
+            return dict(json.loads((self.path / RECORD).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot be read ({error})", file=self.path / RECORD) from None
+
+    def is_live(self) -> bool:
+        """Whether a driver holds the run now, this process included."""
+        try:
+            probe = os.open(self.path / LOCK, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            return not _flock(probe, fcntl.LOCK_SH)
+        finally:
+            os.close(probe)  # also gives the shared lock back
+
+    def close(self) -> None:
+        """Give the run back. The lock file stays: unlinking it would let two drivers lock two files of one name."""
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _same(self, plan: dict[str, Any], plan_hash: str, corpus: dict[str, Any]) -> None:
+        if self.record.get("plan_hash") != plan_hash:
+            changes = differences(_plain(self.plan), _plain(plan))
+            found = [f"{field} was {old}, now {new}" for field, old, new in changes]
+            more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            what = "; ".join(found[:SHOWN]) + more or "only its hash differs: another version of mup-tune wrote it"
+            raise UserError(
+                f"this run belongs to another plan ({what})",
+                file=self.path / PLAN,
+                fix="Give the plan it was started with, or another --run folder",
+            )
+        old, new = self.record.get("corpus", {}), corpus
+        if old.get("hash") != new["hash"]:
+            labels = [f"{each.get('name', '')} [{each.get('hash')}]".strip() for each in (old, new)]
+            raise UserError(
+                f"this run was trained on the corpus {labels[0]}, not on {labels[1]}",
+                file=self.path / RECORD,
+                field="corpus.hash",
+                fix="Give the data it was started with, or another --run folder",
+            )
+
+
+def differences(old: Any, new: Any, field: str = "") -> Iterator[tuple[str, str, str]]:
+    """(dotted field, old value, new value) wherever two plans differ; labels (``name``) do not count."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys((*old, *new)):
+            if key != "name":
+                where = f"{field}.{key}" if field else str(key)
+                yield from differences(old.get(key, _ABSENT), new.get(key, _ABSENT), where)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from differences(one, other, f"{field}[{index}]")
+    elif old != new:
+        yield field, _short(old), _short(new)
+
+
+_ABSENT = object()
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _plain(plan: dict[str, Any]) -> Any:
+    return json.loads(json.dumps(plan))  # tuples become lists, as they do in plan.yaml
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "created": utc_now(),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RECORD).is_file() and (folder / PLAN).is_file()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds anything but a run, a half-made run, or nothing."""
+    beside = (f".{RECORD}.", f".{PLAN}.")  # where atomic writes start
+    foreign = [
+        name for name in sorted(os.listdir(folder)) if name not in (LOCK, RECORD) and not name.startswith(beside)
+    ]
+    if foreign and not _is_run(folder):
+        raise UserError(
+            f"the folder is not empty (it holds {foreign[0]!r}) and is not a run",
+            file=folder,
+            fix="Name a new folder, or that of a run",
+        )
+
+
+def _nearest(folder: Path) -> str | None:
+    """A hint on runs inside the folder, or beside it with a similar name."""
+    inside = _runs_in(folder)
+    if inside:
+        return f"It holds runs: {', '.join(inside[:SHOWN])}"
+    beside = _runs_in(folder.parent)
+    close = difflib.get_close_matches(folder.name, beside, n=1, cutoff=0.5) or beside[:1]
+    return f"Did you mean {folder.parent / close[0]}?" if close else None
+
+
+def _runs_in(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if _is_run(entry))
+    except OSError:
+        return []
+
+
+def _take_lock(folder: Path) -> int:
+    """An exclusive flock on the run, as an open file descriptor. It dies with the process, however that ends."""
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        for attempt in range(4):
+            if _flock(lock, fcntl.LOCK_EX):
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode(), 0)
+                return lock
+            if attempt < 3:
+                time.sleep(0.05)  # a reader's is_live() holds the lock for microseconds
+        raise UserError(
+            f"another driver is at work on this run ({_holder(lock)})",
+            file=folder,
+            fix="Wait until it ends or stop it; the same command then resumes the run",
+        )
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def _flock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+
+
+def _holder(lock: int) -> str:
+    try:
+        who = json.loads(os.pread(lock, 4096, 0))
+        return f"process {who['pid']} on {who['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "a process that has just started"
