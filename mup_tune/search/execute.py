@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mup_tune.data.batches import check_epochs
+from mup_tune.data.batches import Batches, check_epochs
 from mup_tune.data.corpus import Corpus, open_corpus
 from mup_tune.engine import inline
 from mup_tune.engine.events import Event
@@ -33,9 +33,10 @@ def check_corpus(plan: Plan, corpus: Corpus) -> None:
             fix="Use a proxy whose vocab_size is at least the corpus'",
         )
     check_epochs(corpus, budget.total_tokens, plan.header.data.max_epochs)
-    if budget.val_tokens > corpus.tokens("val"):
+    held = Batches(corpus, "val", budget.seq_len, 1, 0).epoch_rows * budget.seq_len
+    if budget.val_tokens > held:
         raise UserError(
-            f"val_tokens = {budget.val_tokens:,} and the validation split holds {corpus.tokens('val'):,} tokens",
+            f"val_tokens = {budget.val_tokens:,} and the validation split holds {held:,} in whole rows",
             field="budget.val_tokens",
             fix="Lower it, or prepare the corpus with a larger --val-fraction",
         )

@@ -45,6 +45,7 @@ class Sweep:
         self.attempts: dict[str, int] = {}
         self.wanted: list[Trial] = []
         self.lanes = 1
+        self.largest = SIZES[-1]
 
     def key(self, index: int) -> str:
         """A stage's name in the journal and in file names: its place, and its name or kind."""
@@ -131,8 +132,8 @@ class Sweep:
             self.queue.clear()
             self.queue.append(Calibrate(rest[0], tuple(size for size in SIZES if size <= max(1, len(rest)))))
             return
-        size = population_size(calibration, len(rest), self.lanes)
-        for trials in split(rest, size):
+        size = min(self.largest, population_size(calibration, len(rest), self.lanes))
+        for trials in split(tuple(rest), size):
             self.queue.append(self._planned(key, trials))
 
     def _planned(self, key: str, trials: tuple[Trial, ...]) -> Pack:
@@ -153,7 +154,8 @@ class Sweep:
                 field="budget.batch_tokens",
                 fix="Use a smaller proxy or fewer tokens a batch",
             )
-        parts = [Pack.of(work.stage, part) for part in halves(work.trials)]
+        parts = halves(work)
+        self.largest = len(parts[0].trials)
         self.journal.replace_pack(work.stage, work.id, str(error), parts)
         self.queue.extendleft(reversed(parts))
 

@@ -150,7 +150,8 @@ def _check_stages(plan: Plan, path: Path) -> None:
         for name in stage.requires:
             if name not in available:
                 problem = unknown("reference", name, available) if available else f"no earlier stage provides {name!r}"
-                raise UserError(problem, file=path, field=f"stages[{index}].against")
+                fix = "Store one with `reference:` in an earlier stage"
+                raise UserError(problem, file=path, field=f"stages[{index}].against", fix=fix)
         try:
             # The first proposal touches every option that depends on the Shape; it trains nothing.
             stage.propose(plan.context, State(plan.start, available), {})

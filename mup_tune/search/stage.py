@@ -50,6 +50,11 @@ class Stage(Model):
     name: str = Field(default="", pattern=r"^[\w .-]*$")
 
     @property
+    def title(self) -> str:
+        """What this stage does, in a line for people."""
+        return self.name or self.kind
+
+    @property
     def provides(self) -> str | None:
         """Name under which this stage leaves Settings for later stages to compare with."""
         return None

@@ -1,0 +1,12 @@
+"""The stage kinds a plan can name, one file each."""
+
+from __future__ import annotations
+
+from mup_tune.search.stage import Stage
+from mup_tune.search.stages.confirm import Confirm
+from mup_tune.search.stages.elr_ewd import ElrEwd
+from mup_tune.search.stages.micro import Micro
+
+KINDS: dict[str, type[Stage]] = {"elr_ewd": ElrEwd, "micro": Micro, "confirm": Confirm}
+
+__all__ = ["KINDS", "Confirm", "ElrEwd", "Micro"]

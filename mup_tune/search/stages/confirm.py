@@ -1,0 +1,96 @@
+"""The ``confirm`` stage: the incumbent against named Settings on seeds that tuned nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count, islice
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from mup_tune import stats
+from mup_tune.findings import Comparison, Finding, Interval
+from mup_tune.search.stage import Conclusion, Context, Known, Stage, State
+from mup_tune.search.stages import sweep
+from mup_tune.search.stages.sweep import Asked, Losses
+from mup_tune.trial import Trial
+
+FIRST_SEED = 1000
+
+
+class Confirm(Stage):
+    """Trains the incumbent and each reference on ``n_seeds`` fresh seeds and compares them pairwise.
+
+    Nothing was chosen on these seeds, so the gain carries no winner's curse. Its CI is Student's t on the paired
+    differences' own SD; a claim is made where the CI leaves 0 out.
+    """
+
+    kind: Literal["confirm"] = "confirm"
+    against: Annotated[list[str], Field(min_length=1)]
+    n_seeds: Annotated[int, Field(ge=2, le=100)] = 4
+
+    @field_validator("against")
+    @classmethod
+    def _each_once(cls, against: list[str]) -> list[str]:
+        if len(set(against)) != len(against):
+            raise ValueError(f"{against} names a reference twice")
+        return against
+
+    @property
+    def title(self) -> str:
+        return f"Confirmation on fresh seeds against {', '.join(self.against)}"
+
+    @property
+    def requires(self) -> Sequence[str]:
+        """References that earlier stages must have stored."""
+        return tuple(self.against)
+
+    def seeds(self, context: Context) -> tuple[int, ...]:
+        """1000, 1001, … without the plan's tuning seeds."""
+        return tuple(islice((seed for seed in count(FIRST_SEED) if seed not in context.seeds), self.n_seeds))
+
+    def propose(self, context: Context, state: State, known: Known) -> Sequence[Trial]:
+        return sweep.wishes(lambda asked: self._walk(asked, state), context, known)
+
+    def conclude(self, context: Context, state: State, known: Known) -> Conclusion:
+        return self._walk(Asked(context, known), state)
+
+    def _walk(self, asked: Asked, state: State) -> Conclusion:
+        settings = [state.incumbent, *(state.references[name] for name in self.against)]
+        ours, *theirs = asked.losses(settings, self.seeds(asked.context))
+        comparisons = tuple(_compared(name, ours, other) for name, other in zip(self.against, theirs, strict=True))
+        finding = Finding(
+            stage=self.name or self.kind,
+            kind=self.kind,
+            title=self.title,
+            before=state.incumbent,
+            after=state.incumbent,
+            comparisons=comparisons,
+            summary=tuple(f"Against {each.reference}: {each.verdict}." for each in comparisons),
+        )
+        return Conclusion(state, finding)
+
+
+def _compared(name: str, ours: Losses, theirs: Losses) -> Comparison:
+    gain = sweep.as_interval(stats.paired_gain(ours, theirs))
+    return Comparison(
+        candidate="incumbent",
+        reference=name,
+        candidate_losses=ours,
+        reference_losses=theirs,
+        gain=gain,
+        verdict=_verdict(name, gain, ours, theirs),
+    )
+
+
+def _verdict(name: str, gain: Interval | None, ours: Losses, theirs: Losses) -> str:
+    if gain is None:
+        lost = [sum(loss is None for loss in losses.values()) for losses in (ours, theirs)]
+        word = "worse" if lost[0] > lost[1] else "no gain shown"
+        return f"{word}: the incumbent diverged on {lost[0]}, {name} on {lost[1]} of {len(ours)} seeds"
+    interval = f"(95 % CI {gain.low:.4f} … {gain.high:.4f})"
+    if gain.low > 0:
+        return f"confirmed: {gain.value:.4f} nats/token better {interval}"
+    if gain.high < 0:
+        return f"worse: by {-gain.value:.4f} nats/token (95 % CI {-gain.high:.4f} … {-gain.low:.4f})"
+    return f"no gain shown: {gain.value:.4f} nats/token {interval}"

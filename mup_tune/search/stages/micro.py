@@ -1,0 +1,248 @@
+"""The ``micro`` stage: every multiplier of a group swept alone around one incumbent, then moved together.
+
+The √2 grid is Falcon-H1's (arXiv 2507.22448); the tests and the joint step are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from mup_tune import stats
+from mup_tune.errors import unknown
+from mup_tune.findings import AxisFinding, Comparison, Decision, Finding
+from mup_tune.multipliers import BY_NAME, GROUPS, NAMES
+from mup_tune.roles import group_lr_wd
+from mup_tune.search.stage import Conclusion, Context, Known, Stage, State
+from mup_tune.search.stages import sweep
+from mup_tune.search.stages.sweep import Asked, Curve, Losses
+from mup_tune.settings import Settings
+from mup_tune.stats import Estimate, Sigma
+from mup_tune.trial import Trial
+
+SIGNIFICANT = 0.05
+HALF = 0.5  # one √2 step in log2
+
+
+@dataclass(frozen=True)
+class Step:
+    """A joint move that was trained: log2 offsets by axis, and its gain over the incumbent."""
+
+    label: str
+    settings: Settings
+    losses: Losses
+    gain: Estimate | None
+
+    @property
+    def better(self) -> bool:
+        return self.gain is not None and self.gain.low > 0
+
+
+class Micro(Stage):
+    """Sweeps the multipliers of a group on √2 grids, all from one incumbent, and moves the ones that matter.
+
+    ``offsets`` count √2 steps. The best of several noisy points looks better than it is (winner's curse), so
+    (1) a multiplier is *flat*, and keeps its value, unless its best grid point beats the incumbent at p < 0.05 after
+    Bonferroni over the points it was picked from and Holm over the group; that test sees the first grid alone, never
+    the points added because of it; (2) the others go to the optimum of a parabola through all their points, which one
+    lucky point does not decide; (3) they go there together, and only if that joint point beats the incumbent on the
+    same seeds, its CI above 0; else half the way in log2, else not at all. The gains named here share the incumbent's
+    own draws and stay a little optimistic: ``confirm`` measures on fresh seeds.
+    """
+
+    kind: Literal["micro"] = "micro"
+    group: str | list[str]
+    offsets: tuple[float, ...] = (-4.0, -2.0, 0.0, 2.0, 4.0)
+    refine: bool = True
+    extend: Annotated[int, Field(ge=0, le=4)] = 2
+    n_seeds: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("group")
+    @classmethod
+    def _known_group(cls, group: str | list[str]) -> str | list[str]:
+        if isinstance(group, str):
+            if group not in GROUPS:
+                raise ValueError(unknown("group", group, GROUPS) + "; a list of multipliers may be given as well")
+            return group
+        for name in group:
+            if name not in BY_NAME:
+                raise ValueError(unknown("multiplier", name, NAMES))
+        if not group or len(set(group)) != len(group):
+            raise ValueError(f"{group} is not allowed: name at least one multiplier, each once")
+        return group
+
+    @field_validator("offsets")
+    @classmethod
+    def _grid(cls, offsets: tuple[float, ...]) -> tuple[float, ...]:
+        return sweep.checked_grid(offsets)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return GROUPS[self.group] if isinstance(self.group, str) else tuple(self.group)
+
+    @property
+    def title(self) -> str:
+        return f"Multipliers: {self.group if isinstance(self.group, str) else ', '.join(self.group)}"
+
+    def propose(self, context: Context, state: State, known: Known) -> Sequence[Trial]:
+        return sweep.wishes(lambda asked: self._walk(asked, state), context, known)
+
+    def conclude(self, context: Context, state: State, known: Known) -> Conclusion:
+        return self._walk(Asked(context, known), state)
+
+    def _walk(self, asked: Asked, state: State) -> Conclusion:
+        context, before = asked.context, state.incumbent
+        seeds = sweep.chosen_seeds(context, self.n_seeds)
+        acting = _acting(self.names, context)
+        horizons = {name: _horizon(before, name, context) for name in acting if name.endswith(".ewd")}
+        curves = [Curve(name, before) for name in acting if horizons.get(name, 1.0) >= 1]
+        sweep.train(asked, curves, [[HALF * offset for offset in self.offsets]] * len(curves), seeds)
+        sigma = sweep.noise(curves)
+        p_values = _adjusted(curves, sigma)
+        sensitive = [curve for curve in curves if p_values.get(curve.axis, 1.0) < SIGNIFICANT]
+        self._follow(asked, sensitive, seeds)
+        steps = self._joint(asked, before, sensitive, seeds, sigma)
+        after = steps[-1].settings if steps and steps[-1].better else before
+        after = after.with_values({}, name=self.name or self.kind) if after != before else before
+        axes = [_judged(curve, after, sigma, p_values.get(curve.axis), curve in sensitive, steps) for curve in curves]
+        axes += [_not_identifiable(name, before, horizons[name]) for name in horizons if horizons[name] < 1]
+        return self._conclusion(state, after, axes, steps, sigma, [n for n in self.names if n not in acting])
+
+    def _follow(self, asked: Asked, sensitive: Sequence[Curve], seeds: Sequence[int]) -> None:
+        """Extend the curves whose best point is at the edge; refine the others by one √2 step on either side."""
+        refined: set[str] = set()
+        while True:
+            wanted = []
+            for curve in sensitive:
+                if curve.at_edge and curve.extended < self.extend and curve.axis not in refined:
+                    wanted.append([curve.beyond()])
+                    curve.extended += 1
+                elif self.refine and curve.axis not in refined:
+                    wanted.append(_between(curve))
+                    refined.add(curve.axis)
+                else:
+                    wanted.append([])
+            if not any(wanted):
+                return
+            sweep.train(asked, sensitive, wanted, seeds)
+
+    def _joint(
+        self, asked: Asked, before: Settings, sensitive: Sequence[Curve], seeds: Sequence[int], sigma: Sigma | None
+    ) -> list[Step]:
+        """The joint moves that were trained: whole, then halved where the whole one is not better."""
+        moves = {curve.axis: offset for curve in sensitive if (offset := _optimum(curve, sigma))}
+        steps: list[Step] = []
+        for label, share in (("all together", 1.0), ("half the way", 0.5)):
+            if not moves or (steps and steps[-1].better):
+                break
+            settings = before.scaled({axis: 2.0 ** (share * offset) for axis, offset in moves.items()})
+            losses, centre = asked.losses([settings, before], seeds)
+            steps.append(Step(label, settings, losses, stats.paired_gain(losses, centre, sigma)))
+        return steps
+
+    def _conclusion(
+        self,
+        state: State,
+        after: Settings,
+        axes: Sequence[AxisFinding],
+        steps: Sequence[Step],
+        sigma: Sigma | None,
+        idle: Sequence[str],
+    ) -> Conclusion:
+        centre = next((axis.points for axis in axes if axis.points), ())
+        incumbent = next((point.losses for point in centre if point.offset == 0), {})
+        comparisons = tuple(
+            Comparison(
+                candidate=step.label,
+                reference="incumbent",
+                candidate_losses=step.losses,
+                reference_losses=incumbent,
+                gain=sweep.as_interval(step.gain),
+                verdict="taken" if step.better else "not better",
+            )
+            for step in steps
+        )
+        summary = [f"{axis.axis}: {axis.why}." for axis in axes if axis.decision not in ("flat", "not identifiable")]
+        for decision, said in (("flat", "Flat, kept"), ("not identifiable", "Not identifiable, not swept")):
+            those = [axis for axis in axes if axis.decision == decision]
+            if those:
+                summary.append(f"{said}: {', '.join(axis.axis for axis in those)}.")
+        if any(axis.decision == "not identifiable" for axis in axes):
+            summary.append("Weight decay is not identifiable where η·λ·T < 1: the run never leaves its init.")
+        if idle:
+            summary.append(f"Without an SSM branch (d_ssm = 0) these do nothing: {', '.join(idle)}.")
+        summary += [f"Moved {step.label}: {sweep.spoken(step.gain)}, {_outcome(step)}." for step in steps]
+        if centre and sigma is None:
+            summary.append("Too few seeds and points to tell noise from gain: nothing was moved.")
+        finding = Finding(
+            stage=self.name or self.kind,
+            kind=self.kind,
+            title=self.title,
+            before=state.incumbent,
+            after=after,
+            axes=tuple(axes),
+            comparisons=comparisons,
+            sigma_delta=None if sigma is None else sigma.value,
+            summary=tuple(summary),
+        )
+        return Conclusion(State(after, state.references), finding)
+
+
+def _acting(names: Sequence[str], context: Context) -> list[str]:
+    return [name for name in names if context.shape.d_ssm or not BY_NAME[name].needs_ssm]
+
+
+def _horizon(settings: Settings, name: str, context: Context) -> float:
+    """η·λ·T of the matrix that an ``.ewd`` multiplier belongs to."""
+    eta, lam = group_lr_wd(settings, name.removesuffix(".ewd"))
+    return eta * lam * context.budget.steps
+
+
+def _adjusted(curves: Sequence[Curve], sigma: Sigma | None) -> Mapping[str, float]:
+    """p-value of every curve's best-minus-centre gain after Holm over the curves; left out where nothing tells it."""
+    gains = {curve.axis: curve.gain(sigma) for curve in curves}
+    known = {axis: gain.p_value for axis, gain in gains.items() if gain is not None and gain.p_value is not None}
+    return dict(zip(known, stats.holm(list(known.values())), strict=True))
+
+
+def _between(curve: Curve) -> list[float]:
+    """One √2 step on either side of the best point, where that is inside the grid and not trained."""
+    best, offsets = curve.best or 0.0, curve.offsets
+    return [x for x in (best - HALF, best + HALF) if offsets[0] < x < offsets[-1] and x not in curve.losses]
+
+
+def _optimum(curve: Curve, sigma: Sigma | None) -> float:
+    fit = curve.fit(sigma)
+    return (curve.best or 0.0) if fit is None else fit.optimum.value
+
+
+def _outcome(step: Step) -> str:
+    return "taken" if step.better else "not taken: the CI must lie above 0"
+
+
+def _not_identifiable(name: str, before: Settings, horizon: float) -> AxisFinding:
+    why = f"η·λ·T = {horizon:.3g} < 1: the run never leaves its init, not swept"
+    return Curve(name, before).finding(before, "not identifiable", why, None, None)
+
+
+def _judged(
+    curve: Curve, after: Settings, sigma: Sigma | None, p_value: float | None, sensitive: bool, steps: Sequence[Step]
+) -> AxisFinding:
+    gain = curve.gain(sigma)
+    said = f"best point {sweep.spoken(gain)}" + ("" if p_value is None else f", p = {p_value:.2g} after Holm")
+    decision: Decision
+    if not sensitive:
+        decision, why = ("kept", "kept: its value is the best point") if curve.best == 0 else ("flat", f"kept: {said}")
+        if stats.usable(curve.losses[0.0]) is None:
+            decision, why = "kept", "kept: the incumbent diverged, there is nothing to compare with"
+    elif not steps or not steps[-1].better:
+        decision, why = "dropped", f"{said}; the joint move was not better"
+    else:
+        decision = "edge" if curve.at_edge else "moved"
+        old, new = curve.centre.value(curve.axis), after.value(curve.axis)
+        why = f"{old:.4g} → {new:.4g} ({steps[-1].label}); {said}"
+        why += f"; still at the edge after {curve.extended} extensions" if curve.at_edge else ""
+    return curve.finding(after, decision, why, sigma, p_value)

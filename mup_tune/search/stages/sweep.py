@@ -1,0 +1,197 @@
+"""What the stage kinds share: asking for losses across barriers, one swept axis, and what it tells.
+
+A stage is written as one straight walk over :class:`Asked`. Where losses are still missing the walk stops, and what
+it asked for so far is the proposal; with everything known it reaches its end, and that is the conclusion. So a
+decision in the walk rests only on trials asked for before it, and more rows never take a wish back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from mup_tune import stats
+from mup_tune.errors import UserError
+from mup_tune.findings import AxisFinding, Decision, Fit, Interval, Point
+from mup_tune.search.stage import Context, Known
+from mup_tune.settings import Settings
+from mup_tune.stats import Estimate, Parabola, Sigma
+from mup_tune.trial import Trial
+
+Losses = dict[int, float | None]  # nats/token by seed; None where the member diverged
+MAX_OFFSET = 16.0
+
+
+class BarrierError(Exception):
+    """Trials that the next decision needs are not finished."""
+
+
+class Asked:
+    """The trials a walk asked for, each once, in order."""
+
+    def __init__(self, context: Context, known: Known) -> None:
+        self.context, self.known = context, known
+        self.trials: dict[str, Trial] = {}
+
+    def losses(self, settings: Sequence[Settings], seeds: Iterable[int]) -> list[Losses]:
+        """Loss per seed of each of ``settings``.
+
+        Raises:
+            BarrierError: some are not known yet; all of them are among ``trials`` then.
+        """
+        seeds = tuple(seeds)
+        wanted = [self.context.trials(each, seeds) for each in settings]
+        self.trials.update({trial.hash: trial for trials in wanted for trial in trials})
+        missing = sum(trial.hash not in self.known for trials in wanted for trial in trials)
+        if missing:
+            raise BarrierError(f"{missing} trials of this stage are not finished")
+        rows = [[self.known[trial.hash] for trial in trials] for trials in wanted]
+        return [{row.trial.seed: row.loss if row.ok else None for row in each} for each in rows]
+
+
+def wishes(walk: Callable[[Asked], object], context: Context, known: Known) -> list[Trial]:
+    """All trials that a walk asks for before it lacks losses."""
+    asked = Asked(context, known)
+    with suppress(BarrierError):
+        walk(asked)
+    return list(asked.trials.values())
+
+
+@dataclass
+class Curve:
+    """One axis swept around ``centre`` on a log2 grid; ``losses`` by offset, filled as they become known."""
+
+    axis: str
+    centre: Settings
+    losses: dict[float, Losses] = field(default_factory=dict)
+    extended: int = 0
+
+    def at(self, offset: float) -> Settings:
+        return self.centre.scaled({self.axis: 2.0**offset})
+
+    @property
+    def offsets(self) -> list[float]:
+        return sorted(self.losses)
+
+    @property
+    def ordered(self) -> list[Losses]:
+        return [self.losses[offset] for offset in self.offsets]
+
+    @property
+    def best(self) -> float | None:
+        """Offset of the lowest mean loss; None where every point diverged."""
+        index = stats.argmin(stats.means(self.ordered))
+        return None if index is None else self.offsets[index]
+
+    @property
+    def at_edge(self) -> bool:
+        return self.best in (self.offsets[0], self.offsets[-1])
+
+    def beyond(self) -> float:
+        """The grid's next offset past the edge that the best point is at; the low one where every point diverged."""
+        best, offsets = self.best, self.offsets
+        if best == offsets[-1]:
+            return 2 * offsets[-1] - offsets[-2]
+        return 2 * offsets[0] - offsets[1]
+
+    def near(self) -> dict[float, dict[int, float]]:
+        """Losses by offset near the minimum: cliffs and diverged points say nothing about the noise there."""
+        ordered = self.ordered
+        block = stats.near_minimum(stats.means(ordered))
+        return {self.offsets[index]: stats.usable(ordered[index]) or {} for index in block}
+
+    def fit(self, sigma: Sigma | None) -> Parabola | None:
+        return stats.fit_parabola(self.offsets, self.ordered, sigma)
+
+    def gain(self, sigma: Sigma | None) -> Estimate | None:
+        """Gain of the best point over the centre, its p-value times the number of points it was picked from."""
+        best = self.best
+        if best is None:
+            return None
+        if best == 0:
+            return Estimate(0.0, 0.0, 0.0, 1.0)
+        gain = stats.paired_gain(self.losses[best], self.losses[0.0], sigma)
+        if gain is None or gain.p_value is None:
+            return gain
+        choices = sum(offset != 0 and stats.usable(losses) is not None for offset, losses in self.losses.items())
+        return Estimate(gain.value, gain.low, gain.high, min(1.0, choices * gain.p_value))
+
+    def finding(
+        self, after: Settings, decision: Decision, why: str, sigma: Sigma | None, p_value: float | None
+    ) -> AxisFinding:
+        value = self.centre.value(self.axis)
+        points = tuple(
+            Point(offset=offset, value=value * 2.0**offset, losses=self.losses[offset]) for offset in self.offsets
+        )
+        return AxisFinding(
+            axis=self.axis,
+            before=value,
+            after=after.value(self.axis),
+            points=points,
+            fit=as_fit(self.fit(sigma)) if points else None,
+            gain=as_interval(self.gain(sigma)) if points else None,
+            p_value=p_value,
+            decision=decision,
+            why=why,
+        )
+
+
+def train(asked: Asked, curves: Sequence[Curve], wanted: Sequence[Sequence[float]], seeds: Iterable[int]) -> None:
+    """Fill ``wanted`` offsets of every curve, all curves' trials asked for at once."""
+    todo = [(curve, offset) for curve, offsets in zip(curves, wanted, strict=True) for offset in offsets]
+    for (curve, offset), losses in zip(
+        todo, asked.losses([curve.at(offset) for curve, offset in todo], seeds), strict=True
+    ):
+        curve.losses[offset] = losses
+
+
+def noise(curves: Sequence[Curve]) -> Sigma | None:
+    """σ_Δ pooled over the curves of one centre; from the scatter about their parabolas where there is one seed."""
+    points = {(curve.axis if offset else "centre", offset): v for curve in curves for offset, v in curve.near().items()}
+    sigma = stats.sigma_delta(list(points.values()))
+    if sigma is not None:
+        return sigma
+    lines = [(list(near), [fmean(losses.values()) for losses in near.values()]) for near in (c.near() for c in curves)]
+    return stats.scatter_sigma(lines)
+
+
+def chosen_seeds(context: Context, n_seeds: int | None) -> tuple[int, ...]:
+    """The first ``n_seeds`` of the plan's tuning seeds, or all."""
+    if n_seeds is not None and n_seeds > len(context.seeds):
+        raise UserError(
+            f"{n_seeds} is more than the plan's {len(context.seeds)} seeds", field="n_seeds", fix="Add to `seeds`"
+        )
+    return context.seeds[:n_seeds]
+
+
+def checked_grid(offsets: tuple[float, ...]) -> tuple[float, ...]:
+    """A valid grid, ascending. Raises ValueError with the value and what is allowed."""
+    if len(set(offsets)) != len(offsets):
+        raise ValueError(f"{list(offsets)} holds an offset twice")
+    if len(offsets) < 3 or 0 not in offsets or min(offsets) == 0 or max(offsets) == 0:
+        raise ValueError(f"{list(offsets)} is not allowed: a grid has offsets below 0, 0 itself and offsets above 0")
+    if max(abs(offset) for offset in offsets) > MAX_OFFSET:
+        raise ValueError(f"{list(offsets)} is not allowed: offsets are exponents of 2, at most ±{MAX_OFFSET:g}")
+    return tuple(sorted(float(offset) for offset in offsets))
+
+
+def as_interval(estimate: Estimate | None) -> Interval | None:
+    return None if estimate is None else Interval(value=estimate.value, low=estimate.low, high=estimate.high)
+
+
+def as_fit(parabola: Parabola | None) -> Fit | None:
+    if parabola is None:
+        return None
+    optimum, curvature = as_interval(parabola.optimum), as_interval(parabola.curvature)
+    assert optimum is not None
+    assert curvature is not None
+    return Fit(optimum=optimum, floor=parabola.floor, curvature=curvature, points_used=parabola.points_used)
+
+
+def spoken(gain: Estimate | Interval | None) -> str:
+    """A gain with its CI, for people."""
+    if gain is None:
+        return "gain not known"
+    return f"gain {gain.value:.4f} nats/token (95 % CI {gain.low:.4f} … {gain.high:.4f})"

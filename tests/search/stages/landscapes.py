@@ -1,0 +1,104 @@
+"""Simulated training: a landscape over log2 of the axes, seed offsets that pairing must remove, noise, divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import log2
+
+import numpy as np
+
+from mup_tune.search.stage import Conclusion, Context, Known, Stage, State
+from mup_tune.settings import Settings, untuned
+from mup_tune.shape import Shape
+from mup_tune.trial import Budget, Row, Trial
+
+SHAPE = Shape(
+    d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ssm=32, ssm_head_dim=8, d_state=16, d_ff=64,
+    vocab_size=264,
+)  # fmt: skip
+START = untuned(SHAPE)
+
+
+def budget(steps: int = 20_000) -> Budget:
+    return Budget(
+        seq_len=128, batch_tokens=1024, total_tokens=1024 * steps, warmup_tokens=0, decay_tokens=0, val_tokens=1024
+    )
+
+
+def context(seeds: int = 3, steps: int = 20_000, shape: Shape = SHAPE) -> Context:
+    return Context(shape, budget(steps), tuple(range(seeds)))
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """``loss`` sees log2 of every axis' value over START's. Noise is a function of the trial's hash and ``draw``."""
+
+    loss: Callable[[Mapping[str, float]], float]
+    noise: float = 0.003
+    seed_offset: float = 0.5
+    diverges: Callable[[Mapping[str, float], int], bool] = lambda at, seed: False
+    draw: int = 0
+
+    def row(self, trial: Trial) -> Row:
+        at = {axis: log2(trial.settings.value(axis) / START.value(axis)) for axis in AXES}
+        if self.diverges(at, trial.seed):
+            return Row(trial, "diverged", float("nan"), float("nan"), "step 3")
+        common = np.random.default_rng([self.draw, trial.seed, 1]).normal(0, self.seed_offset)
+        own = np.random.default_rng([self.draw, int(trial.hash, 16)]).normal(0, self.noise)
+        return Row(trial, "ok", 2.0 + self.loss(at) + float(common + own), 0.001)
+
+
+AXES = ("elr", "ewd", *START.multipliers)
+
+
+def bowl(
+    optima: Mapping[str, float], curvature: float = 0.05, skew: float = 0.0
+) -> Callable[[Mapping[str, float]], float]:
+    """Σ ½·curvature·z²·(1 + skew·z) with z the distance from the optimum; flat along every other axis."""
+
+    def loss(at: Mapping[str, float]) -> float:
+        distances = [at[axis] - optimum for axis, optimum in optima.items()]
+        return sum(curvature / 2 * z**2 * (1 + skew * z) for z in distances)
+
+    return loss
+
+
+@dataclass(frozen=True)
+class Driven:
+    conclusion: Conclusion
+    known: Known
+    rounds: int
+
+    @property
+    def moved(self) -> dict[str, float]:
+        """log2 of what each axis moved by."""
+        finding = self.conclusion.finding
+        return {
+            axis: log2(finding.after.value(axis) / finding.before.value(axis))
+            for axis in AXES
+            if finding.after.value(axis) != finding.before.value(axis)
+        }
+
+
+def drive(
+    stage: Stage,
+    landscape: Landscape,
+    context: Context,
+    incumbent: Settings = START,
+    references: Mapping[str, Settings] | None = None,
+    known: Known | None = None,
+) -> Driven:
+    """Train all a stage wants, one barrier after another, and hold it to its contract on the way."""
+    state = State(incumbent, references or {})
+    rows, before, rounds = dict(known or {}), list[str](), 0
+    while True:
+        wanted = stage.propose(context, state, rows)
+        hashes = [trial.hash for trial in wanted]
+        assert len(set(hashes)) == len(hashes), "a trial is proposed twice"
+        assert hashes[: len(before)] == before, "more rows took a wish back"
+        missing = [trial for trial in wanted if trial.hash not in rows]
+        if not missing:
+            return Driven(stage.conclude(context, state, rows), rows, rounds)
+        rows |= {trial.hash: landscape.row(trial) for trial in missing}
+        before, rounds = hashes, rounds + 1

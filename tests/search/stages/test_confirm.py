@@ -1,0 +1,69 @@
+"""The ``confirm`` stage: fresh seeds, verdicts, and references that must exist."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from landscapes import START, Landscape, bowl, context, drive
+from pydantic import ValidationError
+
+from mup_tune.search.stages import KINDS, Confirm
+
+BETTER = START.scaled({"key": 2.0})
+GOOD_KEY = bowl({"key": 1.0}, curvature=0.08)  # BETTER gains 0.04
+
+
+def compared(landscape, incumbent=BETTER, reference=START, **fields):
+    stage = Confirm(against=["untuned"], **fields)
+    driven = drive(stage, landscape, context(), incumbent=incumbent, references={"untuned": reference})
+    return driven, driven.conclusion.finding.comparisons[0]
+
+
+def test_seeds_are_fresh():
+    driven, _ = compared(Landscape(GOOD_KEY))
+    assert {row.trial.seed for row in driven.known.values()} == {1000, 1001, 1002, 1003}
+    clash = replace(context(), seeds=(0, 1001, 1000))
+    assert Confirm(against=["untuned"]).seeds(clash) == (1002, 1003, 1004, 1005)
+    assert len(driven.known) == 8
+    assert driven.conclusion.state.incumbent == BETTER
+
+
+def test_verdicts():
+    _, found = compared(Landscape(GOOD_KEY))
+    assert found.verdict.startswith("confirmed: 0.0")
+    assert found.gain.value == pytest.approx(0.04, abs=0.01)
+    _, found = compared(Landscape(GOOD_KEY), incumbent=START, reference=BETTER)
+    assert found.verdict.startswith("worse: by 0.0")
+    _, found = compared(Landscape(GOOD_KEY, noise=0.2))
+    assert found.verdict.startswith("no gain shown")
+    _, found = compared(Landscape(GOOD_KEY), incumbent=START, reference=START)
+    assert found.verdict.startswith("no gain shown: 0.0000")
+
+
+def test_nothing_is_claimed_too_often_and_the_gain_is_covered():
+    null = [compared(Landscape(bowl({}), draw=draw))[1] for draw in range(200)]
+    assert np.mean([each.verdict.startswith("confirmed") for each in null]) <= 0.055
+    real = [compared(Landscape(GOOD_KEY, noise=0.01, draw=draw))[1].gain for draw in range(200)]
+    assert 0.90 < np.mean([gain.low <= 0.04 <= gain.high for gain in real]) < 0.99
+
+
+def test_divergence_is_told_instead_of_averaged():
+    unstable = Landscape(GOOD_KEY, diverges=lambda at, seed: at["key"] == 0 and seed == 1001)
+    _, found = compared(unstable)
+    assert found.gain is None
+    assert found.verdict == "no gain shown: the incumbent diverged on 0, untuned on 1 of 4 seeds"
+    _, found = compared(unstable, incumbent=START, reference=BETTER)
+    assert found.verdict.startswith("worse: the incumbent diverged on 1")
+
+
+def test_wrong_fields():
+    for fields in ({"against": []}, {"against": ["a", "a"]}, {"against": ["a"], "n_seeds": 1}):
+        with pytest.raises(ValidationError):
+            Confirm(**fields)
+
+
+def test_kinds_are_told_apart_by_their_name():
+    for kind, stage in KINDS.items():
+        assert stage.model_fields["kind"].default == kind

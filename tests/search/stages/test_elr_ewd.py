@@ -1,0 +1,158 @@
+"""The ``elr_ewd`` stage on landscapes with a known optimum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from landscapes import START, Landscape, bowl, context, drive
+from pydantic import ValidationError
+
+from mup_tune.errors import UserError
+from mup_tune.search.stages import ElrEwd
+
+
+def axis(driven, name):
+    return next(each for each in driven.conclusion.finding.axes if each.axis == name)
+
+
+def test_finds_both_optima_on_orthogonal_axes():
+    stage = ElrEwd(ewd_offsets=[-2, -1, 0, 1, 2])
+    driven = drive(stage, Landscape(bowl({"elr": 0.7, "ewd": -1.2})), context())
+    assert driven.moved["elr"] == pytest.approx(0.7, abs=0.15)
+    assert driven.moved["ewd"] == pytest.approx(-1.2, abs=0.15)
+    assert [each.decision for each in driven.conclusion.finding.axes] == ["moved", "moved"]
+    assert driven.rounds == 2
+    assert len(driven.known) == 3 * (5 + 5)
+    # EWD is swept at the ELR just fitted, not at the start's.
+    assert axis(driven, "ewd").gain.low > 0
+    after = driven.conclusion.finding.after
+    assert driven.conclusion.state.incumbent == after
+    assert axis(driven, "elr").after == after.elr
+
+
+def test_bias_and_coverage_over_many_draws():
+    found = [
+        axis(
+            drive(ElrEwd(), Landscape(bowl({"elr": 0.4}), noise=0.005, draw=draw), context(seeds=2)), "elr"
+        ).fit.optimum
+        for draw in range(150)
+    ]
+    assert abs(np.mean([each.value for each in found]) - 0.4) < 0.02
+    assert 0.90 < np.mean([each.low <= 0.4 <= each.high for each in found]) < 0.995
+
+
+@pytest.mark.parametrize(("optimum", "trained", "decision"), [(3.2, 7, "moved"), (-3.2, 7, "moved"), (9.0, 7, "edge")])
+def test_an_edge_extends_the_grid_at_most_twice(optimum, trained, decision):
+    found = axis(drive(ElrEwd(), Landscape(bowl({"elr": optimum})), context()), "elr")
+    assert len(found.points) == trained
+    assert found.decision == decision
+    if decision == "edge":
+        assert found.after == pytest.approx(found.before * 2**4)
+        assert "edge of the grid after 2 extensions" in found.why
+    else:
+        assert np.log2(found.after / found.before) == pytest.approx(optimum, abs=0.2)
+
+
+def test_extension_uses_the_grids_own_spacing_and_can_be_off():
+    found = axis(drive(ElrEwd(elr_offsets=[-1, -0.5, 0, 0.5], extend=1), Landscape(bowl({"elr": 5})), context()), "elr")
+    assert [point.offset for point in found.points] == [-1, -0.5, 0, 0.5, 1.0]
+    found = axis(drive(ElrEwd(extend=0), Landscape(bowl({"elr": 5})), context()), "elr")
+    assert (len(found.points), found.decision) == (5, "edge")
+
+
+def test_a_cliff_above_the_optimum_is_no_edge():
+    # The optimum would be at 1.4, but from 1.5 on members diverge, the point at 2 on one seed only.
+    landscape = Landscape(bowl({"elr": 1.4}), diverges=lambda at, seed: at["elr"] > 1.5 and seed == 1)
+    found = axis(drive(ElrEwd(), landscape, context()), "elr")
+    assert len(found.points) == 5
+    assert found.points[-1].losses[1] is None
+    assert found.points[-1].losses[0] is not None
+    assert found.decision == "moved"
+    assert 0.5 < np.log2(found.after / found.before) <= 1
+
+
+def test_a_start_that_diverges_has_no_gain_but_an_optimum():
+    landscape = Landscape(bowl({"elr": -1.6}), diverges=lambda at, seed: at["elr"] > -0.9)
+    driven = drive(ElrEwd(), landscape, context())
+    found = axis(driven, "elr")
+    assert found.gain is None
+    assert found.after < found.before / 2
+    assert "gain not known" in found.why
+
+
+def test_where_everything_diverges_the_grid_goes_down_then_gives_up():
+    driven = drive(ElrEwd(), Landscape(bowl({}), diverges=lambda at, seed: True), context())
+    found = axis(driven, "elr")
+    assert [point.offset for point in found.points] == [-4, -3, -2, -1, 0, 1, 2]
+    assert (found.decision, found.after, driven.moved) == ("kept", found.before, {})
+    rescued = drive(ElrEwd(), Landscape(bowl({"elr": -4}), diverges=lambda at, seed: at["elr"] > -2.5), context())
+    assert rescued.moved["elr"] <= -3
+
+
+def test_ewd_is_not_identifiable_in_a_short_run():
+    stage = ElrEwd(ewd_offsets=[-1, 0, 1])
+    driven = drive(stage, Landscape(bowl({"elr": 0.0, "ewd": 1.0})), context(steps=500))
+    found = axis(driven, "ewd")
+    assert found.decision == "not identifiable"
+    assert found.points == ()
+    assert found.after == found.before == START.ewd
+    assert "0.06" in found.why
+    assert len(driven.known) == 15
+    # The horizon is that of the fitted ELR: three steps up, the same run is long enough.
+    longer = drive(stage, Landscape(bowl({"elr": 3.0, "ewd": 1.0})), context(steps=500))
+    assert axis(longer, "ewd").decision in ("moved", "edge")
+
+
+def test_a_flat_ewd_keeps_its_value():
+    decisions = [
+        axis(drive(ElrEwd(ewd_offsets=[-2, -1, 0, 1, 2]), Landscape(bowl({"elr": 0.3}), draw=draw), context()), "ewd")
+        for draw in range(50)
+    ]
+    assert np.mean([each.after != each.before for each in decisions]) <= 0.06
+    assert {each.decision for each in decisions} >= {"flat", "kept"}
+
+
+def test_a_reference_leaves_the_incumbent_alone():
+    incumbent = START.scaled({"key": 2.0})
+    stage = ElrEwd(settings="untuned", reference="tuned-untuned", incumbent=False)
+    state = drive(stage, Landscape(bowl({"elr": 1.0})), context(), incumbent=incumbent).conclusion.state
+    assert state.incumbent == incumbent
+    assert state.references["tuned-untuned"].elr == pytest.approx(START.elr * 2, rel=0.1)
+    assert state.references["tuned-untuned"].multipliers["key"] == 1
+    assert stage.provides == "tuned-untuned"
+
+
+def test_one_seed_works():
+    driven = drive(ElrEwd(n_seeds=1), Landscape(bowl({"elr": 1.0}), noise=0.002), context())
+    assert len(driven.known) == 5
+    assert driven.moved["elr"] == pytest.approx(1.0, abs=0.2)
+    fit = axis(driven, "elr").fit
+    assert fit.optimum.low < 1.0 < fit.optimum.high
+
+
+def test_known_rows_of_an_earlier_stage_are_used_again():
+    first = drive(ElrEwd(), Landscape(bowl({"elr": 0.0})), context())
+    again = drive(ElrEwd(name="again"), Landscape(bowl({"elr": 0.0})), context(), known=first.known)
+    assert again.rounds == 0
+    assert again.conclusion.finding.after.elr == first.conclusion.finding.after.elr
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"elr_offsets": [-1, 0]}, "offsets below 0, 0 itself and offsets above 0"),
+        ({"elr_offsets": [-1, 1, 2]}, "0 itself"),
+        ({"elr_offsets": [-1, 0, 0, 1]}, "holds an offset twice"),
+        ({"elr_offsets": [-40, 0, 1]}, "at most ±16"),
+        ({"elr_offsets": []}, "nothing would be swept"),
+        ({"incumbent": False}, "needs a `reference` name"),
+    ],
+)
+def test_wrong_fields_name_value_and_fix(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        ElrEwd(**fields)
+
+
+def test_more_seeds_than_the_plan_has():
+    with pytest.raises(UserError, match=r"9 is more than the plan's 3 seeds"):
+        drive(ElrEwd(n_seeds=9), Landscape(bowl({})), context())

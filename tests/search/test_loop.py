@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import zlib
+from math import log2, nan
+from pathlib import Path
+
+import pytest
+
+from mup_tune.engine import inline
+from mup_tune.engine.work import Calibrate, Calibration, Outcome, OutOfMemoryError, Report, Work
+from mup_tune.errors import UserError
+from mup_tune.run.folder import RunFolder
+from mup_tune.run.journal import Journal
+from mup_tune.search.loop import Sweep
+from mup_tune.search.plan import Plan, load_plan
+from mup_tune.trial import Pack, PackResult, Row, Trial
+
+PLAN = """
+proxy: cpu-32
+start: falcon-h1-published
+seeds: [0, 1]
+budget: {seq_len: 32, batch_tokens: 128, total_tokens: 12800, warmup_tokens: 0, decay_tokens: 1280, val_tokens: 320}
+stages:
+  - {kind: elr_ewd, reference: tuned}
+  - {kind: micro, group: [key, lm_head, mlp_down]}
+  - {kind: confirm, against: [tuned], n_seeds: 3}
+"""
+
+
+class Landscape:
+    """A runner whose loss is a smooth bowl with noise fixed by the trial: the same trial always has the same loss."""
+
+    def __init__(self, largest: int = 99, crash_after: int | None = None) -> None:
+        self.largest, self.crash_after = largest, crash_after
+        self.trained: list[str] = []
+        self.packs: list[str] = []
+
+    def run(self, work: Work, report: Report) -> Outcome:
+        if isinstance(work, Calibrate):
+            return Calibration({1: 100.0, 2: 190.0, 4: 300.0, 8: 310.0}, "cpu")
+        if len(work.trials) > self.largest:
+            raise OutOfMemoryError("too many members")
+        if self.crash_after is not None and len(self.packs) >= self.crash_after:
+            raise KeyboardInterrupt
+        self.packs.append(work.id)
+        self.trained += [trial.hash for trial in work.trials]
+        rows = tuple(Row(trial, "ok", loss(trial), 0.01) for trial in work.trials)
+        count = len(work.trials)
+        curves = {key: [0.0] * count for key in ("step", "tokens", "loss", "grad_norm", "clipped", "eta")}
+        curves["member"] = [float(member) for member in range(count)]
+        return PackResult(work, rows, curves, {"backend": "none", "tokens_per_s": 1.0})
+
+
+def loss(trial: Trial) -> float:
+    settings = trial.settings
+    noise = (zlib.crc32(trial.hash.encode()) / 2**32 - 0.5) * 0.004
+    bowl = 0.05 * (log2(settings.elr) + 5.4) ** 2 + 0.03 * (log2(settings.multipliers["lm_head"]) + 3) ** 2
+    return 2.0 + bowl + 0.1 * (trial.seed % 7) + noise
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    return load_plan(str(path))
+
+
+def sweep(plan: Plan, folder: Path, landscape: Landscape) -> tuple[Sweep, dict[str, float]]:
+    with RunFolder.create_or_resume(folder, plan.resolved(), plan.hash, {"name": "none", "hash": "0"}) as run:
+        journal = Journal(run, writable=True)
+        walk = Sweep(plan, journal)
+        try:
+            inline.drive(walk, lambda lane: landscape.run, lambda _: None)
+        finally:
+            losses = {key: row.loss for key, row in journal.rows.items()}
+            journal.close()
+    return walk, losses
+
+
+def test_a_sweep_finds_the_bowl_and_trains_no_trial_twice(plan: Plan, tmp_path: Path) -> None:
+    landscape = Landscape()
+    walk, losses = sweep(plan, tmp_path / "run", landscape)
+    assert len(landscape.trained) == len(set(landscape.trained)) == len(losses)
+    assert log2(walk.state.incumbent.elr) == pytest.approx(-5.4, abs=0.1)
+    assert log2(walk.state.incumbent.multipliers["lm_head"]) == pytest.approx(-3, abs=0.15)
+    assert walk.state.incumbent.multipliers["key"] == plan.start.multipliers["key"]
+    assert set(walk.state.references) == {"tuned"}
+
+
+@pytest.mark.parametrize("crash_after", [0, 1, 3, 5, 8])
+def test_an_interrupted_sweep_resumes_to_the_same_end_without_repeating_a_pack(
+    plan: Plan, tmp_path: Path, crash_after: int
+) -> None:
+    whole, whole_losses = sweep(plan, tmp_path / "whole", Landscape())
+    first = Landscape(crash_after=crash_after)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(plan, tmp_path / "run", first)
+    second = Landscape()
+    resumed, losses = sweep(plan, tmp_path / "run", second)
+    assert not set(first.trained) & set(second.trained)
+    assert losses == whole_losses
+    assert resumed.state == whole.state
+    third = Landscape()
+    assert sweep(plan, tmp_path / "run", third)[0].state == whole.state
+    assert third.packs == []
+
+
+def test_a_pack_that_does_not_fit_is_split_and_the_decisions_stay(plan: Plan, tmp_path: Path) -> None:
+    whole, losses = sweep(plan, tmp_path / "whole", Landscape())
+    split, split_losses = sweep(plan, tmp_path / "split", Landscape(largest=2))
+    assert split_losses == losses
+    assert split.state == whole.state
+    with pytest.raises(UserError, match=r"budget\.batch_tokens"):
+        sweep(plan, tmp_path / "none", Landscape(largest=0))
+
+
+def test_a_pack_that_keeps_failing_ends_the_run_with_its_reason(plan: Plan, tmp_path: Path) -> None:
+    class Broken(Landscape):
+        def run(self, work: Work, report: Report) -> Outcome:
+            if isinstance(work, Pack):
+                raise ValueError("no such kernel")
+            return super().run(work, report)
+
+    with pytest.raises(RuntimeError, match="failed 3 times, last with: no such kernel"):
+        sweep(plan, tmp_path / "run", Broken())
+
+
+def test_a_lost_pack_is_trained_again_whole(plan: Plan, tmp_path: Path) -> None:
+    class Flaky(Landscape):
+        failures = 2
+
+        def run(self, work: Work, report: Report) -> Outcome:
+            if isinstance(work, Pack) and self.failures:
+                self.failures -= 1
+                raise OSError("lane lost")
+            return super().run(work, report)
+
+    flaky = Flaky()
+    assert sweep(plan, tmp_path / "run", flaky)[1] == sweep(plan, tmp_path / "whole", Landscape())[1]
+
+
+def test_diverged_trials_are_rows_too_and_are_not_trained_again(plan: Plan, tmp_path: Path) -> None:
+    class Cliff(Landscape):
+        def run(self, work: Work, report: Report) -> Outcome:
+            outcome = super().run(work, report)
+            if isinstance(outcome, Calibration):
+                return outcome
+            rows = tuple(
+                Row(row.trial, "diverged", nan, nan, "the loss became nan at step 1 of 100")
+                if row.trial.settings.elr > plan.start.elr * 3.9
+                else row
+                for row in outcome.rows
+            )
+            return PackResult(outcome.pack, rows, outcome.curves, outcome.record)
+
+    cliff = Cliff()
+    walk, _ = sweep(plan, tmp_path / "run", cliff)
+    assert len(cliff.trained) == len(set(cliff.trained))
+    assert walk.state.incumbent.elr < plan.start.elr * 3.9
+
+
+def bad(tmp_path: Path, text: str, *assignments: str, scale: str | None = None) -> str:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_plan(str(path), scale, assignments)
+    return str(caught.value)
+
+
+CASES = [
+    ("seeds: [0, 1]", "sedes: [0, 1]"),
+    ("proxy: cpu-32", "proxy: cpu-23"),
+    ("start: falcon-h1-published", "start: falcon-h1-publishd"),
+    ("kind: micro", "kind: mirco"),
+    ("group: [key, lm_head, mlp_down]", "group: [key, lm_haed]"),
+    ("against: [tuned]", "against: [tund]"),
+    ("total_tokens: 12800", "total_tokens: lots"),
+    ("val_tokens: 320", "val_tokens: 321"),
+    ("reference: tuned", "refrence: tuned"),
+]
+
+
+def test_wrong_plans_name_file_field_value_and_what_is_allowed(tmp_path: Path) -> None:
+    expected = [
+        ["bad.yaml: sedes", "did you mean 'seeds'"],
+        ["bad.yaml: proxy", "did you mean 'cpu-32'"],
+        ["bad.yaml: start", "did you mean 'falcon-h1-published'"],
+        ["bad.yaml: stages[1].kind", "did you mean 'micro'"],
+        ["bad.yaml: stages[1].group", "did you mean 'lm_head'"],
+        ["bad.yaml: stages[2].against", "did you mean 'tuned'"],
+        ["bad.yaml: budget.total_tokens", "'lots'"],
+        ["bad.yaml: budget", "val_tokens = 321", "multiple of seq_len = 32"],
+        ["bad.yaml: stages[0].refrence", "did you mean 'reference'"],
+    ]
+    for (right, wrong), parts in zip(CASES, expected, strict=True):
+        assert right in PLAN
+        message = bad(tmp_path, PLAN.replace(right, wrong))
+        assert all(part in message for part in parts), message
+
+
+def test_assignments_and_scales_change_values_and_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN + "scales: {large: {proxy: cpu-64, budget: {val_tokens: 640}}}\n")
+    plan = load_plan(str(path), "large", ("seeds=[3]", "stages.2.n_seeds=5", "budget.lr_decay_to=5e-2"))
+    assert (plan.shape.d_model, plan.header.budget.val_tokens, plan.header.budget.seq_len) == (64, 640, 32)
+    assert (plan.header.seeds, plan.header.budget.lr_decay_to) == ((3,), 0.05)
+    assert plan.hash != load_plan(str(path)).hash
+    assert "did you mean 'large'" in bad(tmp_path, path.read_text(), scale="larg")
+    assert "not of the form" in bad(tmp_path, PLAN, "seeds")
+    assert "not an index below 3" in bad(tmp_path, PLAN, "stages.7.n_seeds=1")
+    assert "unknown key 'seedz'" in bad(tmp_path, PLAN, "seedz=[1]")
