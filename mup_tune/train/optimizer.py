@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mup_tune.roles import RoleTable
+from mup_tune.roles import Role, RoleTable
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,18 @@ class Rates:
 
 
 def rates(
-    parameters: Mapping[str, Tensor], owner: Callable[[str], str], tables: Sequence[RoleTable]
+    parameters: Mapping[str, Tensor], tables: Sequence[RoleTable], role_of: Callable[[RoleTable, str], Role]
 ) -> dict[str, Rates]:
     """Rates of every parameter from the members' role tables.
 
     Args:
         parameters: ours, [P, …] each, by our names.
-        owner: maps our name to the ``transformers`` name whose role it follows.
         tables: one role table a member.
+        role_of: the role that owns the rates of one of our parameters.
     """
 
     def column(name: str, field: str, like: Tensor) -> Tensor:
-        values = [getattr(table.of(owner(name))[0], field) for table in tables]
+        values = [getattr(role_of(table, name), field) for table in tables]
         return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, *[1] * (like.ndim - 1))
 
     return {
@@ -65,7 +65,8 @@ class MemberAdamW:
     def gradient_norms(self) -> Tensor:
         """Global gradient norm of each member, fp32 [P]; non-finite where any of its gradients is."""
         norms = [torch.linalg.vector_norm(self._gradient(name).flatten(1), dim=1) for name in self.parameters]
-        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        norm_P: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        return norm_P
 
     @torch.no_grad()
     def step(self, eta_factor: float, lam_factor: float, norm_P: Tensor, alive_P: Tensor) -> Tensor:

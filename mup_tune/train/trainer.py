@@ -44,14 +44,9 @@ def new_population(shape: Shape, tables: list[RoleTable], seeds: list[int], devi
     """A population at its training init; members with one seed share their draws, scaled by their own init."""
     population = Population(shape, len(tables), device=device)
     population.set_roles(tables)
-    parameters = dict(population.named_parameters())
-    with torch.no_grad():
-        for entry in hf.hf_parameters(shape):
-            stack = parameters[entry.ours]
-            for member, (table, seed) in enumerate(zip(tables, seeds, strict=True)):
-                part = stack[member, entry.start : entry.stop]
-                slices = table.of(entry.hf)
-                draw_(part.view(-1, *slices[0].shape[1:]), slices, seed=seed, parameter=entry.hf)
+    for member, (table, seed) in enumerate(zip(tables, seeds, strict=True)):
+        for name, tensor in hf.state_dict(population, member).items():
+            draw_(tensor, table.of(name), seed=seed, parameter=name)
     return population
 
 
@@ -106,7 +101,7 @@ class PackTraining:
         budget: Budget = self.budget
         self.optimizer = MemberAdamW(
             parameters,
-            rates(parameters, lambda name: hf.owner(self.shape, name), tables),
+            rates(parameters, tables, hf.owning_role),
             (budget.beta1, budget.beta2),
             budget.clip_norm,
         )
@@ -139,7 +134,7 @@ class PackTraining:
         count = int((batch.targets_BT >= 0).sum())
         self.optimizer.zero_grad()
         loss_P = self.population.nll(tokens, targets, documents).sum(1) / count
-        loss_P.sum().backward()
+        loss_P.sum().backward()  # type: ignore[no-untyped-call]
         norm_P = self.optimizer.gradient_norms()
         self.loss_SP[step], self.norm_SP[step] = loss_P.detach(), norm_P
         self.alive_P = self.alive_P & loss_P.detach().isfinite() & norm_P.isfinite()

@@ -1,0 +1,52 @@
+"""``transfer``: carry tuned settings to a full-size Shape."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mup_tune.cli.inspect import JsonOption
+from mup_tune.cli.output import console, print_json
+
+
+def transfer(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="RUN|SETTINGS", help="A run folder, falcon-h1-published, or a settings YAML."),
+    ],
+    target: Annotated[str, typer.Option(metavar="NAME|FILE", help="The full-size Shape: shipped, or a YAML file.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must not exist, or be empty.")],
+    json: JsonOption = False,
+) -> None:
+    """Write a full-size config with its init, parameter groups and schedule.
+
+    The config alone trains from a wrong init: the folder's README.md shows how to use `load_transfer`. With
+    transformers installed (`mup-tune[verify]`) the target is built on the meta device and every parameter must match
+    exactly one pattern, else nothing is written.
+    """
+    from mup_tune.shape import load_shape
+    from mup_tune.transfer.hf import export_hf
+    from mup_tune.transfer.resolve import resolve
+
+    export = export_hf(resolve(source), load_shape(target), out)
+    if json:
+        print_json({**asdict(export), "out": str(export.out)})
+        return
+    for warning in export.warnings:
+        console.print("[bold yellow]warning:[/] ", end="")
+        console.print(warning, markup=False, highlight=False, soft_wrap=True)
+    lines = [
+        f"{export.target}, {export.parameters:,} parameters, from {export.origin}",
+        export.verification,
+        f"{export.out}: {', '.join(export.files)}",
+        f"Read {export.out / 'README.md'} before training: config.json alone starts from a wrong init.",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(transfer)

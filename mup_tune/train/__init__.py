@@ -1,0 +1,1 @@
+"""One pack from init to validation loss."""

@@ -1,0 +1,179 @@
+"""Training from an export: its init, parameter groups and schedule, applied to a ``transformers`` Falcon-H1 model.
+
+Nothing is stored on the model: names are looked up again on every call, so FSDP, torch.compile and deepcopy are safe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mup_tune.errors import UserError
+from mup_tune.files import read_yaml, validated
+from mup_tune.model.init import draw_
+from mup_tune.train.schedule import Schedule
+from mup_tune.transfer.groups import Group, OptimizerFile, ScheduleSpec, match
+
+WRAPPERS = {"_orig_mod", "module"}  # what torch.compile and DDP put into parameter names
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """An export, loaded. ``config`` is ``config.json``; ``schedule`` is None until a budget is known."""
+
+    folder: Path
+    config: dict[str, Any]
+    optimizer: OptimizerFile
+    schedule: Schedule | None
+
+    @property
+    def clip_norm(self) -> float:
+        """The bound on the global gradient norm, for ``torch.nn.utils.clip_grad_norm_``."""
+        return self.optimizer.clip_norm
+
+    def init_weights_(self, model: nn.Module, seed: int = 0) -> None:
+        """Draw every parameter anew from the training init, in place; one seed gives one model on one kind of device.
+
+        Initialise before FSDP shards the parameters; DDP and torch.compile may come before or after.
+
+        Raises:
+            UserError: a model of another config, with unknown or missing parameters, or on the meta device.
+        """
+        self._check_config(model)
+        for name, (parameter, group) in self._owned(model).items():
+            draw_(parameter, group.roles(), seed=seed, parameter=name)
+
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Groups for ``torch.optim.AdamW``, one a pattern, at peak η and λ.
+
+        ``base_lr`` and ``base_weight_decay`` stay in the groups and in the optimizer's state dict;
+        :meth:`apply_schedule_` computes from them alone. AdamW's decay is θ ← θ − lr·weight_decay·θ, the coupling
+        these values were tuned under; an optimizer that decays by weight_decay alone needs lr·weight_decay.
+
+        Raises:
+            UserError: a parameter that no pattern knows, or patterns left without parameters.
+        """
+        members: dict[str, list[Tensor]] = {group.pattern: [] for group in self.optimizer.groups}
+        for parameter, group in self._owned(model).values():
+            members[group.pattern].append(parameter)
+        return [
+            {
+                "params": members[group.pattern],
+                "name": group.pattern,
+                "lr": group.lr,
+                "weight_decay": group.weight_decay,
+                "eps": group.eps,
+                "betas": self.optimizer.betas,
+                "base_lr": group.lr,
+                "base_weight_decay": group.weight_decay,
+            }
+            for group in self.optimizer.groups
+        ]
+
+    def apply_schedule_(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set every group's lr and weight_decay for a 0-based optimizer step; stateless, call it before ``step()``.
+
+        Raises:
+            UserError: no budget is known, a step outside it, or groups that are not of :meth:`param_groups`.
+        """
+        if self.schedule is None:
+            raise UserError(
+                "the schedule needs the target's budget",
+                file=self.folder / "optimizer.yaml",
+                field="schedule.total_tokens",
+                fix="load_transfer(folder, batch_tokens=..., total_tokens=...)",
+            )
+        if not 0 <= step < self.schedule.steps:
+            raise UserError(
+                f"step {step} is outside the budget's steps 0 … {self.schedule.steps - 1} "
+                f"({self.schedule.total_tokens} tokens in batches of {self.schedule.batch_tokens})",
+                fix="Give load_transfer the target's own batch_tokens and total_tokens",
+            )
+        eta, lam = self.schedule.eta_factor(step), self.schedule.lam_factor(step)
+        for group in optimizer.param_groups:
+            if "base_lr" not in group or "base_weight_decay" not in group:
+                raise UserError("a parameter group has no base_lr", fix="Build the optimizer from param_groups(model)")
+            group["lr"] = group["base_lr"] * eta
+            group["weight_decay"] = group["base_weight_decay"] * lam
+
+    def _owned(self, model: nn.Module) -> dict[str, tuple[Tensor, Group]]:
+        """Every parameter and its group, by ``transformers`` name."""
+        parameters = dict(_named_parameters(model))
+        owner = match(self.optimizer.groups, {name: tuple(each.shape) for name, each in parameters.items()})
+        return {name: (parameter, owner[name]) for name, parameter in parameters.items()}
+
+    def _check_config(self, model: nn.Module) -> None:
+        """The model's forward multipliers are the exported ones: a wrong config trains without complaint."""
+        config = getattr(_unwrapped(model), "config", None)
+        for key, expected in self.config.items():
+            if not key.endswith(("multiplier", "multipliers")):
+                continue
+            got = getattr(config, key, None)
+            if (list(got) if isinstance(got, list | tuple) else got) != expected:
+                raise UserError(
+                    f"the model has {got!r}, the export {expected!r}",
+                    file=self.folder / "config.json",
+                    field=key,
+                    fix="Build the model from the exported config.json",
+                )
+
+
+def load_transfer(folder: str | Path, *, batch_tokens: int | None = None, total_tokens: int | None = None) -> Transfer:
+    """Load what ``mup-tune transfer`` wrote.
+
+    Args:
+        folder: the export.
+        batch_tokens: tokens of one optimizer step, over all devices and accumulated micro-batches.
+        total_tokens: tokens of the whole training; warmup, decay and the power schedule's onset are fractions of it.
+            Both default to the numbers in ``optimizer.yaml``, which are the proxy's, or null without a run.
+
+    Raises:
+        UserError: a missing or malformed file, or token counts that make no schedule.
+    """
+    folder = Path(folder)
+    path = folder / "optimizer.yaml"
+    optimizer = validated(OptimizerFile, read_yaml(path), path)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", file=folder / "config.json") from None
+    return Transfer(folder, config, optimizer, _bound(optimizer.schedule, batch_tokens, total_tokens))
+
+
+def _bound(spec: ScheduleSpec, batch_tokens: int | None, total_tokens: int | None) -> Schedule | None:
+    """The schedule at a budget, or None where neither the caller nor the file knows one."""
+    batch = spec.batch_tokens if batch_tokens is None else batch_tokens
+    total = spec.total_tokens if total_tokens is None else total_tokens
+    if batch is None or total is None:
+        if batch_tokens is not None or total_tokens is not None:
+            raise UserError("batch_tokens and total_tokens are needed together", field="load_transfer")
+        return None
+    if not 1 <= batch <= total:
+        raise UserError(f"batch_tokens = {batch} must lie in 1 … total_tokens = {total}", field="load_transfer")
+    onset = spec.power_onset_fraction
+    return Schedule(
+        batch_tokens=batch,
+        total_tokens=total,
+        warmup_tokens=round(spec.warmup_fraction * total),
+        decay_tokens=round(spec.decay_fraction * total),
+        lr_decay_to=spec.lr_decay_to,
+        power_onset_tokens=None if onset is None else max(1, round(onset * total)),
+    )
+
+
+def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters by the names ``transformers`` gives them, wrappers' prefixes taken out wherever they stand."""
+    for name, parameter in model.named_parameters():
+        yield ".".join(part for part in name.split(".") if part not in WRAPPERS), parameter
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    modules = dict(model.named_children())
+    inner = next((modules[wrapper] for wrapper in WRAPPERS if wrapper in modules), None)
+    return model if inner is None else _unwrapped(inner)

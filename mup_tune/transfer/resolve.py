@@ -1,0 +1,85 @@
+"""What is transferred: Settings with the budget and the proxy they come from, and what to warn of at a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mup_tune.errors import UserError
+from mup_tune.files import validated
+from mup_tune.run.folder import PLAN, RunFolder
+from mup_tune.settings import Settings, load_settings
+from mup_tune.shape import Shape
+from mup_tune.trial import Budget
+
+INCUMBENT = "incumbent.yaml"
+WIDTHS = ("d_model", "d_attn", "head_dim", "d_ssm", "d_state", "d_ff")
+
+
+@dataclass(frozen=True)
+class Source:
+    """``budget`` and ``proxy`` are None for settings that come without a run. ``origin`` says where from, in words."""
+
+    settings: Settings
+    origin: str
+    budget: Budget | None = None
+    proxy: Shape | None = None
+
+
+def resolve(source: str) -> Source:
+    """A run folder's incumbent, named Settings, or those of a YAML file.
+
+    Raises:
+        UserError: nothing of that name, a folder that is no run, or a run that has no incumbent yet.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return _from_run(folder)
+    if source == "untuned":
+        raise UserError(
+            "'untuned' is relative to a proxy, so there is nothing to transfer",
+            field="RUN|SETTINGS",
+            fix="Give a run folder, falcon-h1-published, or a settings YAML that names its base",
+        )
+    if folder.suffix not in (".yaml", ".yml") and len(folder.parts) > 1:
+        raise UserError("no such run folder or settings file", file=source)
+    settings = load_settings(source, None)
+    return Source(settings, f"the settings {source!r}")
+
+
+def warnings(source: Source, target: Shape) -> list[str]:
+    """Sentences on what a user must not overlook at this target."""
+    found: list[str] = []
+    base = source.settings.base
+    if all(getattr(base, size) == getattr(target, size) for size in WIDTHS):
+        found.append(
+            "base equal to target: the target has the widths these settings are relative to, so every width factor "
+            "is 1 and NO WIDTH SCALING TOOK PLACE"
+        )
+    if base.n_layers != target.n_layers:
+        found.append(
+            f"depth {base.n_layers} → {target.n_layers}: Falcon-H1 has no depth rule, nothing was scaled with depth"
+        )
+    if source.proxy and source.proxy.vocab_size != target.vocab_size:
+        found.append(
+            f"vocabulary {source.proxy.vocab_size} at the proxy, {target.vocab_size} at the target: the learning "
+            "rates of embedding and lm_head and their multipliers were tuned at the proxy's; re-check them first"
+        )
+    return found
+
+
+def _from_run(folder: Path) -> Source:
+    run = RunFolder.open(folder)
+    incumbent = run.settings / INCUMBENT
+    if not incumbent.is_file():
+        raise UserError(
+            "this run has no incumbent yet: its first stage has not ended",
+            file=folder,
+            fix="Let the sweep go on, or transfer named settings",
+        )
+    return Source(
+        settings=load_settings(str(incumbent), None),
+        origin=f"the incumbent of the run {folder.resolve().name!r} (plan {run.plan.get('name', '')!r})",
+        budget=validated(Budget, run.plan.get("budget"), folder / PLAN),
+        proxy=validated(Shape, run.plan.get("proxy"), folder / PLAN),
+    )

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mup_tune.errors import UserError
+from mup_tune.settings import Settings
+from mup_tune.shape import Shape
+from mup_tune.transfer.resolve import Source, resolve, warnings
+from mup_tune.trial import Budget
+
+
+def test_a_run_gives_its_incumbent_budget_and_proxy(
+    run_folder: Path, tuned: Settings, budget: Budget, proxy: Shape
+) -> None:
+    source = resolve(str(run_folder))
+    assert (source.settings, source.budget) == (tuned, budget)
+    assert source.proxy is not None
+    assert source.proxy.content_hash() == proxy.content_hash()
+    assert "first" in source.origin
+    assert "quickstart" in source.origin
+
+
+def test_a_run_without_incumbent_says_so(run_folder: Path) -> None:
+    (run_folder / "settings" / "incumbent.yaml").unlink()
+    with pytest.raises(UserError, match="no incumbent yet"):
+        resolve(str(run_folder))
+
+
+def test_what_is_neither_run_nor_settings(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        resolve(str(tmp_path))
+    with pytest.raises(UserError, match="no such run folder or settings file"):
+        resolve("runs/nowhere")
+    with pytest.raises(UserError, match="falcon-h1-published"):
+        resolve("falcon-h1-publishd")
+    with pytest.raises(UserError, match="no such file"):
+        resolve(str(tmp_path / "absent.yaml"))
+    with pytest.raises(UserError, match="relative to a proxy"):
+        resolve("untuned")
+
+
+def test_a_settings_file_has_no_budget(tmp_path: Path, tuned: Settings) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(tuned.to_yaml())
+    source = resolve(str(path))
+    assert source.settings == tuned
+    assert source.budget is None
+    assert resolve("falcon-h1-published").settings.name == "falcon-h1-published"
+
+
+def test_base_equal_to_target_is_loud(same_widths: Source, target: Shape) -> None:
+    assert "NO WIDTH SCALING" in " ".join(warnings(same_widths, target))
+    wider = target.model_copy(update={"d_ff": 256})
+    assert "NO WIDTH SCALING" not in " ".join(warnings(same_widths, wider))
+    deeper = target.model_copy(update={"n_layers": 5})
+    assert len(warnings(same_widths, deeper)) == 2  # depth is no width: still loud, and the depth is named
+
+
+def test_vocabularies_are_compared_where_the_proxy_is_known(source: Source, target: Shape, proxy: Shape) -> None:
+    assert any("264" in each and "512" in each for each in warnings(source, target))
+    assert not any("vocab" in each for each in warnings(source, target.model_copy(update={"vocab_size": 264})))
+    without_run = Source(source.settings, "a file")
+    assert not any("vocab" in each for each in warnings(without_run, target))
