@@ -6,10 +6,29 @@ value, relative to the incumbent the stage started from. Intervals are 95 % CIs.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from mup_tune.files import Model
 from mup_tune.settings import Settings
+
+
+@dataclass(frozen=True)
+class State:
+    """What stages hand on: the best Settings so far, and named ones that a later stage compares with."""
+
+    incumbent: Settings
+    references: Mapping[str, Settings] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        references = {name: settings.model_dump(mode="json") for name, settings in self.references.items()}
+        return {"incumbent": self.incumbent.model_dump(mode="json"), "references": references}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> State:
+        references = {name: Settings.model_validate(each) for name, each in data["references"].items()}
+        return cls(Settings.model_validate(data["incumbent"]), references)
 
 
 class Interval(Model):
@@ -66,13 +85,17 @@ class Comparison(Model):
 
 
 class Finding(Model):
-    """All that one stage learned. ``summary`` is prose for people, a sentence an entry."""
+    """All that one stage learned. ``summary`` is prose for people, a sentence an entry.
+
+    ``on_path`` is false where ``after`` was tuned only to be compared with: the incumbent did not change.
+    """
 
     stage: str
     kind: str
     title: str
     before: Settings
     after: Settings
+    on_path: bool = True
     axes: tuple[AxisFinding, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     sigma_delta: float | None = None

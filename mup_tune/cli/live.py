@@ -43,7 +43,7 @@ class Display:
     def on_event(self, event: Event) -> None:
         now = time.monotonic()
         if isinstance(event, Lanes):
-            self.lanes = event.count
+            self.lanes = event.n
         elif isinstance(event, Progress):
             self.progress[event.lane] = event
         elif isinstance(event, Started):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,7 +71,7 @@ def status(
     journal = Journal(folder, writable=False)
     stages = journal.stages()
     findings = {finding.stage: finding for finding in journal.findings()}
-    data = {
+    data: dict[str, Any] = {
         "run": str(run),
         "live": folder.is_live(),
         "complete": bool(journal.get_note("complete")),

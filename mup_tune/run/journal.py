@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mup_tune.errors import UserError
 from mup_tune.files import content_hash
-from mup_tune.findings import Finding
+from mup_tune.findings import Finding, State
+from mup_tune.run.contents import NOTES, Contents
 from mup_tune.run.curves import write_curves
 from mup_tune.run.folder import RunFolder, utc_now
 from mup_tune.run.records import Member, moved_axes, plain, row_record
 from mup_tune.run.repair import repair
-from mup_tune.run.state import NOTES, State
 from mup_tune.settings import Settings
 from mup_tune.trial import Pack, PackResult, Row
 
@@ -42,7 +42,7 @@ class Journal:
         if writable and not folder.locked:
             raise ValueError("a writable journal needs a folder that holds the run's lock")
         self.folder, self.writable = folder, writable
-        self._state, self._studies = State(), dict[str, optuna.Study]()
+        self._state, self._studies = Contents(), dict[str, optuna.Study]()
         self._broken = False  # a write broke off: what the file holds is unknown
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if writable:
@@ -140,14 +140,14 @@ class Journal:
         """Committed packs in order: stage, pack, hashes, info, record, curves (file, sha256), committed_utc."""
         return list(self._state.commits)
 
-    def conclude(self, stage_key: str, finding: Finding, references: Mapping[str, Settings]) -> None:
+    def conclude(self, stage_key: str, finding: Finding, state: State) -> None:
         """Journal a stage's decision. The first one stands."""
         if stage_key not in self._ready().conclusions:
-            named = {name: settings.model_dump(mode="json") for name, settings in references.items()}
-            self._write(stage_key, "conclusion", {"finding": finding.model_dump(mode="json"), "references": named})
+            value = {"finding": finding.model_dump(mode="json"), "state": state.to_json()}
+            self._write(stage_key, "conclusion", value)
 
-    def conclusion(self, stage_key: str) -> tuple[Finding, dict[str, Settings]] | None:
-        """A stage's finding and the named Settings known after it; None while it runs."""
+    def conclusion(self, stage_key: str) -> tuple[Finding, State] | None:
+        """A stage's finding and what it handed on; None while it runs."""
         return self._state.conclusions.get(stage_key)
 
     def findings(self) -> list[Finding]:
@@ -204,7 +204,7 @@ class Journal:
         yield self._studies[study]
         self._broken = False
 
-    def _ready(self) -> State:
+    def _ready(self) -> Contents:
         """The state to write against; after a write that broke off, the file is repaired and read again first."""
         if not self.writable:
             raise RuntimeError("this journal is read-only or closed")
@@ -227,7 +227,7 @@ class Journal:
             storage = JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
         except (ValueError, KeyError) as error:
             raise UserError(f"a record in the middle is damaged ({error})", file=self.folder.journal) from None
-        self._state, self._studies = State(), {}
+        self._state, self._studies = Contents(), {}
         for name in optuna.get_all_study_names(storage):
             self._studies[name] = study = optuna.load_study(storage=storage, study_name=name)
             for trial in study.get_trials(deepcopy=False):

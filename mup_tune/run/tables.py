@@ -18,7 +18,7 @@ import pandas as pd
 
 from mup_tune.errors import UserError
 from mup_tune.files import write_atomic
-from mup_tune.findings import Finding
+from mup_tune.findings import Finding, State
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.records import AXES, Member
 from mup_tune.settings import Settings
@@ -45,6 +45,7 @@ class RunView:
             35 multipliers.
         packs: a row a committed pack: stage, pack, members, committed_utc, curves, sha256, what ran (backend,
             tokens_per_s, mfu, seconds …) and, as ``plan.*``, what was planned.
+        incumbent: the best Settings after the last concluded stage.
         references: named Settings that stages compare with.
         live: whether a driver was at work when the view was loaded.
     """
@@ -56,6 +57,7 @@ class RunView:
     findings: tuple[Finding, ...]
     trials: pd.DataFrame
     packs: pd.DataFrame
+    incumbent: Settings | None
     references: dict[str, Settings]
     live: bool
 
@@ -82,6 +84,7 @@ def load_run(path: str | Path) -> RunView:
         raise UserError("has no tables yet", file=path, fix="They are written when its first stage ends")
     trials, packs, findings = needed
     learned = json.loads(findings.read_text(encoding="utf-8"))
+    state = State.from_json(learned["state"]) if learned["state"] else None
     return RunView(
         path=folder.path,
         plan=folder.plan,
@@ -90,7 +93,8 @@ def load_run(path: str | Path) -> RunView:
         findings=tuple(Finding.model_validate(data) for data in learned["findings"]),
         trials=pd.read_parquet(io.BytesIO(trials.read_bytes())),
         packs=pd.read_csv(packs, dtype=TEXT),
-        references={name: Settings.model_validate(data) for name, data in learned["references"].items()},
+        incumbent=state.incumbent if state else None,
+        references=dict(state.references) if state else {},
         live=folder.is_live(),
     )
 
@@ -103,18 +107,18 @@ def write_tables(folder: RunFolder, journal: Journal) -> None:
     write_atomic(folder.tables / "trials.parquet", trials.to_parquet(None, index=False))
     write_atomic(folder.tables / "trials.csv", trials.to_csv(index=False))
     write_atomic(folder.tables / "packs.csv", packs.to_csv(index=False))
-    findings, references = journal.findings(), _references(journal)
+    findings, state = journal.findings(), _state(journal)
     learned = {
         "stages": journal.stages(),
         "findings": [finding.model_dump(mode="json") for finding in findings],
-        "references": {name: settings.model_dump(mode="json") for name, settings in references.items()},
+        "state": state.to_json() if state else None,
     }
     write_atomic(folder.tables / "findings.json", json.dumps(learned, indent=1, ensure_ascii=False) + "\n")
     # References first: where one bears a stage's name, the stage's file is the one users were told of.
-    named = {slug(name): settings for name, settings in references.items()}
+    named = {slug(name): settings for name, settings in state.references.items()} if state else {}
     named |= {slug(finding.stage): finding.after for finding in findings}
-    if findings:
-        named["incumbent"] = findings[-1].after
+    if state:
+        named["incumbent"] = state.incumbent
     for stem, settings in named.items():
         write_atomic(folder.settings / f"{stem}.yaml", settings.to_yaml())
 
@@ -124,13 +128,11 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "unnamed"
 
 
-def _references(journal: Journal) -> dict[str, Settings]:
-    """Named Settings as the last concluded stage knew them."""
-    for stage in reversed(journal.stages()):
-        conclusion = journal.conclusion(stage)
-        if conclusion:
-            return conclusion[1]
-    return {}
+def _state(journal: Journal) -> State | None:
+    """What the last concluded stage handed on."""
+    concluded = [stage for stage in journal.stages() if journal.conclusion(stage)]
+    last = journal.conclusion(concluded[-1]) if concluded else None
+    return last[1] if last else None
 
 
 def _trials(journal: Journal) -> pd.DataFrame:

@@ -102,8 +102,7 @@ class Sweep:
             stage, key = self.plan.stages[self.index], self.key(self.index)
             stored = self.journal.conclusion(key)
             if stored:
-                finding, references = stored
-                self.state = State(finding.after, references)
+                self.state = stored[1]
                 self.index += 1
                 continue
             self.journal.begin_stage(key, stage.kind, stage.title, self.state.incumbent)
@@ -115,7 +114,7 @@ class Sweep:
                 return
             conclusion: Conclusion = stage.conclude(self.context, self.state, known)
             finding = conclusion.finding.model_copy(update={"stage": key})
-            self.journal.conclude(key, finding, conclusion.state.references)
+            self.journal.conclude(key, finding, conclusion.state)
             self.state = conclusion.state
             self.index += 1
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pydantic import Field
 
 from mup_tune.files import Model
-from mup_tune.findings import Finding
+from mup_tune.findings import Finding, State
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 from mup_tune.trial import Budget, Row, Trial
+
+__all__ = ["Conclusion", "Context", "Known", "Stage", "State"]
 
 Known = Mapping[str, Row]  # finished trials of the whole run, by trial hash
 
@@ -27,14 +29,6 @@ class Context:
 
     def trials(self, settings: Settings, seeds: Iterable[int]) -> list[Trial]:
         return [Trial(shape=self.shape, budget=self.budget, settings=settings, seed=seed) for seed in seeds]
-
-
-@dataclass(frozen=True)
-class State:
-    """What stages hand on: the best Settings so far, and named ones that a later stage compares with."""
-
-    incumbent: Settings
-    references: Mapping[str, Settings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

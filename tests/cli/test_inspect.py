@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from mup_tune.cli import app
 runner = CliRunner()
 commands = [command.callback.__name__ for command in app.registered_commands]
-for line in [[], ["proxy"], ["proxy", "show"], ["proxy", "make"], ["data"], ["data", "prepare"], *([c] for c in commands)]:
+groups = [["proxy"], ["proxy", "show"], ["proxy", "make"], ["data"], ["data", "prepare"]]
+for line in [[], *groups, *([c] for c in commands)]:
     result = runner.invoke(app, [*line, "--help"])
     assert result.exit_code == 0, (line, result.output)
 assert len(commands) >= 6, commands

@@ -16,6 +16,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from mup_tune.errors import UserError
+from mup_tune.findings import State
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.run.repair import repair
@@ -57,7 +58,7 @@ def test_round_trip(tmp_path: Path) -> None:
         assert not journal.commit(given)
         assert journal.planned(STAGE) == [two]
         journal.set_note("n", {"tokens_per_s": {"1": np.float32(0.5)}, "bad": math.inf})
-        journal.conclude(STAGE, finding(), {"untuned": START})
+        journal.conclude(STAGE, finding(), State(START, {"untuned": START}))
         journal.begin_stage("02-confirm", "confirm", "Confirm", finding().after)
         journal = _reopened(run, journal)
 
@@ -69,7 +70,7 @@ def test_round_trip(tmp_path: Path) -> None:
         assert journal.stages() == [STAGE, "02-confirm"]
         assert journal.trial_count(STAGE) == 3
         assert journal.trial_count("02-confirm") == 0
-        assert journal.conclusion(STAGE) == (finding(), {"untuned": START})
+        assert journal.conclusion(STAGE) == (finding(), State(START, {"untuned": START}))
         assert journal.conclusion("02-confirm") is None
         assert journal.get_note("n") == {"tokens_per_s": {"1": 0.5}, "bad": None}
         assert journal.get_note("absent") is None
@@ -172,9 +173,9 @@ def test_begin_stage_is_idempotent_and_guards_the_incumbent(tmp_path: Path) -> N
 def test_the_first_conclusion_stands(tmp_path: Path) -> None:
     with folder(tmp_path) as run:
         journal = begun(run)
-        journal.conclude(STAGE, finding(), {})
-        journal.conclude(STAGE, finding().model_copy(update={"summary": ("later",)}), {"x": START})
-        assert _reopened(run, journal).conclusion(STAGE) == (finding(), {})
+        journal.conclude(STAGE, finding(), State(START))
+        journal.conclude(STAGE, finding().model_copy(update={"summary": ("later",)}), State(START, {"x": START}))
+        assert _reopened(run, journal).conclusion(STAGE) == (finding(), State(START))
 
 
 def test_a_trial_whose_hash_changed_is_noticed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from made_up import PLAN, STAGE, START, begun, finding, folder, pack, result
 
 from mup_tune.errors import UserError
+from mup_tune.findings import State
 from mup_tune.multipliers import NAMES
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
@@ -27,7 +28,7 @@ def _written(path: Path) -> list[Pack]:
             journal.plan_pack(STAGE, each, {"lanes": 2, "sizes": [1, 2]})
             journal.commit(result(each, diverged=[1]))
         references = {"untuned": START, "ELR-tuned / untuned": START.scaled({"elr": 2.0})}
-        journal.conclude(STAGE, finding(), references)
+        journal.conclude(STAGE, finding(), State(finding().after, references))
         journal.begin_stage("02-next", "sweep", "Next", finding().after)
         journal.close()
     opened = RunFolder.open(path)

@@ -21,6 +21,7 @@ start: falcon-h1-published
 seeds: [0, 1]
 budget: {seq_len: 32, batch_tokens: 128, total_tokens: 12800, warmup_tokens: 0, decay_tokens: 1280, val_tokens: 320}
 stages:
+  - {kind: elr_ewd, settings: untuned, reference: tuned untuned, incumbent: false, n_seeds: 1}
   - {kind: elr_ewd, reference: tuned}
   - {kind: micro, group: [key, lm_head, mlp_down]}
   - {kind: confirm, against: [tuned], n_seeds: 3}
@@ -84,10 +85,10 @@ def test_a_sweep_finds_the_bowl_and_trains_no_trial_twice(plan: Plan, tmp_path: 
     assert log2(walk.state.incumbent.elr) == pytest.approx(-5.4, abs=0.1)
     assert log2(walk.state.incumbent.multipliers["lm_head"]) == pytest.approx(-3, abs=0.15)
     assert walk.state.incumbent.multipliers["key"] == plan.start.multipliers["key"]
-    assert set(walk.state.references) == {"tuned"}
+    assert set(walk.state.references) == {"tuned", "tuned untuned"}
 
 
-@pytest.mark.parametrize("crash_after", [0, 1, 3, 5, 8])
+@pytest.mark.parametrize("crash_after", [0, 1, 3, 6, 9])
 def test_an_interrupted_sweep_resumes_to_the_same_end_without_repeating_a_pack(
     plan: Plan, tmp_path: Path, crash_after: int
 ) -> None:
@@ -176,7 +177,7 @@ CASES = [
     ("against: [tuned]", "against: [tund]"),
     ("total_tokens: 12800", "total_tokens: lots"),
     ("val_tokens: 320", "val_tokens: 321"),
-    ("reference: tuned", "refrence: tuned"),
+    ("reference: tuned}", "refrence: tuned}"),
 ]
 
 
@@ -185,12 +186,12 @@ def test_wrong_plans_name_file_field_value_and_what_is_allowed(tmp_path: Path) -
         ["bad.yaml: sedes", "did you mean 'seeds'"],
         ["bad.yaml: proxy", "did you mean 'cpu-32'"],
         ["bad.yaml: start", "did you mean 'falcon-h1-published'"],
-        ["bad.yaml: stages[1].kind", "did you mean 'micro'"],
-        ["bad.yaml: stages[1].group", "did you mean 'lm_head'"],
-        ["bad.yaml: stages[2].against", "did you mean 'tuned'"],
+        ["bad.yaml: stages[2].kind", "did you mean 'micro'"],
+        ["bad.yaml: stages[2].group", "did you mean 'lm_head'"],
+        ["bad.yaml: stages[3].against", "did you mean 'tuned'"],
         ["bad.yaml: budget.total_tokens", "'lots'"],
         ["bad.yaml: budget", "val_tokens = 321", "multiple of seq_len = 32"],
-        ["bad.yaml: stages[0].refrence", "did you mean 'reference'"],
+        ["bad.yaml: stages[1].refrence", "did you mean 'reference'"],
     ]
     for (right, wrong), parts in zip(CASES, expected, strict=True):
         assert right in PLAN
@@ -201,11 +202,11 @@ def test_wrong_plans_name_file_field_value_and_what_is_allowed(tmp_path: Path) -
 def test_assignments_and_scales_change_values_and_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text(PLAN + "scales: {large: {proxy: cpu-64, budget: {val_tokens: 640}}}\n")
-    plan = load_plan(str(path), "large", ("seeds=[3]", "stages.2.n_seeds=5", "budget.lr_decay_to=5e-2"))
+    plan = load_plan(str(path), "large", ("seeds=[3]", "stages.3.n_seeds=5", "budget.lr_decay_to=5e-2"))
     assert (plan.shape.d_model, plan.header.budget.val_tokens, plan.header.budget.seq_len) == (64, 640, 32)
     assert (plan.header.seeds, plan.header.budget.lr_decay_to) == ((3,), 0.05)
     assert plan.hash != load_plan(str(path)).hash
     assert "did you mean 'large'" in bad(tmp_path, path.read_text(), scale="larg")
     assert "not of the form" in bad(tmp_path, PLAN, "seeds")
-    assert "not an index below 3" in bad(tmp_path, PLAN, "stages.7.n_seeds=1")
+    assert "not an index below 4" in bad(tmp_path, PLAN, "stages.7.n_seeds=1")
     assert "unknown key 'seedz'" in bad(tmp_path, PLAN, "seedz=[1]")

@@ -115,6 +115,7 @@ class ElrEwd(Stage):
             title=self.title,
             before=before,
             after=after,
+            on_path=self.incumbent,
             axes=tuple(axes),
             sigma_delta=None if sigma is None else sigma.value,
             summary=tuple(summary),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mup_tune.findings import Finding
+from mup_tune.findings import Finding, State
 from mup_tune.run.records import Member, row_from, trial_from
 from mup_tune.settings import Settings
 from mup_tune.trial import Pack, Row, Trial
@@ -15,7 +15,7 @@ NOTES = "run"  # the study that holds no stage but notes on the whole run
 
 
 @dataclass
-class State:
+class Contents:
     """The journal in memory: what the records say, in their order."""
 
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class State:
     members: dict[str, Member] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
     commits: list[dict[str, Any]] = field(default_factory=list)
-    conclusions: dict[str, tuple[Finding, dict[str, Settings]]] = field(default_factory=dict)
+    conclusions: dict[str, tuple[Finding, State]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def attribute(self, study: str, key: str, value: Any) -> None:
@@ -40,8 +40,7 @@ class State:
             self.stages[study] = value
             self.befores[study] = Settings.model_validate(value["before"])
         elif what == "conclusion":
-            references = {name: Settings.model_validate(data) for name, data in value["references"].items()}
-            self.conclusions[study] = Finding.model_validate(value["finding"]), references
+            self.conclusions[study] = Finding.model_validate(value["finding"]), State.from_json(value["state"])
         elif what == "plan":
             self._packs(study, {pack_id: value["hashes"]}, value)
         elif what == "replace":

@@ -1,0 +1,212 @@
+"""A population of Falcon-H1 models: P members of one Shape, every parameter with a leading member axis.
+
+Block order SA_M (arXiv 2507.22448, §2): attention and Mamba-2 in parallel on one norm, then the MLP on another. What
+may differ between members of one Shape is tensors (multipliers, rotary frequencies), never Python constants.
+
+Shape suffixes: P members, B rows, T tokens, D d_model, C convolution channels, H SSM heads, K channels of an SSM head,
+G groups, N d_state, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mup_tune.model import attention, ssd
+from mup_tune.model.layers import at_least_fp32, causal_conv, linear, linear_nll, rms_norm, swiglu
+from mup_tune.roles import RoleTable
+from mup_tune.shape import Shape
+
+SSM_SLICES = ("z", "x", "B", "C", "dt")
+SSM_MULTIPLIERS = ("ssm_in", *(f"ssm_{name}" for name in SSM_SLICES), "ssm_out")
+MULTIPLIERS = ("embedding", "lm_head", "attention_in", "key", "attention_out", "mlp_gate", "mlp_down", *SSM_MULTIPLIERS)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all layers share in one forward pass: documents, rotary tables, and multipliers as weight scales."""
+
+    documents: Tensor | None  # [B, T]
+    mask: Tensor | None  # [B, 1, T, T]
+    rope: tuple[Tensor, Tensor]
+    qkv: Tensor  # [P, rows of the matrix, 1], the same for ssm_in_proj
+    ssm_in_proj: Tensor | None
+    scalar: dict[str, Tensor]  # [P, 1, 1] each
+
+
+class Block(nn.Module):
+    """One layer's parameters, allocated and not initialised; the SSM's are absent where d_ssm = 0."""
+
+    def __init__(self, shape: Shape, n_members: int, ssd_chunk: int, device: str | torch.device, dtype: torch.dtype):
+        super().__init__()
+        self.shape, self.ssd_chunk = shape, ssd_chunk
+        d = shape.d_model
+
+        def new(*size: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(n_members, *size, device=device, dtype=dtype))
+
+        self.input_norm = new(d)
+        if shape.d_ssm:
+            self.ssm_in_proj = new(shape.d_in_proj, d)
+            self.conv1d_weight = new(shape.d_conv, 1, shape.conv_kernel)
+            self.conv1d_bias = new(shape.d_conv)
+            self.dt_bias = new(shape.n_ssm_heads)
+            self.A_log = new(shape.n_ssm_heads)
+            self.D = new(shape.n_ssm_heads)
+            if shape.gated_norm:
+                self.gated_norm = new(shape.d_ssm)
+            self.ssm_out_proj = new(d, shape.d_ssm)
+        self.qkv = new(shape.d_attn + 2 * shape.d_kv, d)
+        self.attention_out_proj = new(d, shape.d_attn)
+        self.pre_ff_norm = new(d)
+        self.mlp_gate_proj = new(shape.d_ff, d)
+        self.mlp_up_proj = new(shape.d_ff, d)
+        self.mlp_down_proj = new(d, shape.d_ff)
+
+    def forward(self, residual_PBTD: Tensor, step: Step) -> Tensor:
+        u_PBTD = rms_norm(residual_PBTD, self.input_norm)
+        mixed_PBTD = self.attention(u_PBTD, step)
+        if self.shape.d_ssm:
+            mixed_PBTD = mixed_PBTD + self.mamba2(u_PBTD, step)
+        residual_PBTD = residual_PBTD + mixed_PBTD
+        v_PBTD = rms_norm(residual_PBTD, self.pre_ff_norm)
+        m_gate, m_down = step.scalar["mlp_gate"], step.scalar["mlp_down"]
+        mlp_PBTD = swiglu(v_PBTD, self.mlp_gate_proj, self.mlp_up_proj, self.mlp_down_proj, m_gate, m_down)
+        return residual_PBTD + mlp_PBTD
+
+    def attention(self, u_PBTD: Tensor, step: Step) -> Tensor:
+        """The attention branch's contribution to the residual stream."""
+        qkv = linear(u_PBTD, self.qkv, step.qkv)
+        y = attention.attention(qkv, self.shape.n_heads, self.shape.n_kv_heads, step.rope, step.mask)
+        return linear(y, self.attention_out_proj, step.scalar["attention_out"])
+
+    def mamba2(self, u_PBTD: Tensor, step: Step) -> Tensor:
+        """The Mamba-2 branch's contribution to the residual stream (arXiv 2405.21060, §7)."""
+        shape = self.shape
+        projected = linear(u_PBTD, self.ssm_in_proj, step.ssm_in_proj)
+        z, xBC, dt_PBTH = torch.split(projected, [shape.d_ssm, shape.d_conv, shape.n_ssm_heads], -1)
+        xBC = F.silu(causal_conv(xBC, self.conv1d_weight, self.conv1d_bias, step.documents))
+        d_groups = shape.n_groups * shape.d_state
+        x, B, C = torch.split(xBC, [shape.d_ssm, d_groups, d_groups], -1)
+        y_PBTHK = ssd.ssd(
+            torch.unflatten(x, -1, (shape.n_ssm_heads, -1)),
+            F.softplus(at_least_fp32(dt_PBTH) + at_least_fp32(self.dt_bias)[:, None, None]),
+            -at_least_fp32(self.A_log).exp(),
+            torch.unflatten(B, -1, (shape.n_groups, -1)),
+            torch.unflatten(C, -1, (shape.n_groups, -1)),
+            self.D,
+            step.documents,
+            self.ssd_chunk,
+        )
+        y = (y_PBTHK.flatten(-2) * F.silu(at_least_fp32(z))).to(u_PBTD.dtype)
+        if shape.gated_norm:
+            y = rms_norm(y, self.gated_norm, shape.n_groups)
+        return linear(y, self.ssm_out_proj, step.scalar["ssm_out"])
+
+
+class Population(nn.Module):
+    """``n_members`` Falcon-H1 models of one Shape, as one model. One member is an ordinary model.
+
+    Parameters are allocated and hold no values yet; multipliers are 1 and rotary frequencies 0 until
+    :meth:`set_roles`. Matrices are [P, out, in]; q, k and v are one matrix, z, x, B, C and dt another.
+
+    Args:
+        ssd_chunk: tokens that the SSD scan handles as one matrix.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        n_members: int,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        ssd_chunk: int = 32,
+    ):
+        super().__init__()
+        self.shape, self.n_members = shape, n_members
+
+        def new(*size: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(n_members, *size, device=device, dtype=dtype))
+
+        self.embedding_weight = new(shape.vocab_size, shape.d_model)
+        self.layers = nn.ModuleList(Block(shape, n_members, ssd_chunk, device, dtype) for _ in range(shape.n_layers))
+        self.final_norm = new(shape.d_model)
+        self.lm_head_weight = new(shape.vocab_size, shape.d_model)
+        self.multipliers = nn.Module()
+        for name in MULTIPLIERS:
+            if shape.d_ssm or name not in SSM_MULTIPLIERS:
+                self.multipliers.register_buffer(name, torch.ones(n_members, device=device))
+        self.rope_inverse_frequencies: Tensor
+        self.register_buffer("rope_inverse_frequencies", torch.zeros(n_members, shape.head_dim // 2, device=device))
+
+    @property
+    def backend(self) -> str:
+        """The SSD scan that runs; recorded with every run."""
+        return ssd.BACKEND
+
+    @torch.no_grad()
+    def set_roles(self, tables: Sequence[RoleTable]) -> None:
+        """Fill multipliers and rotary frequencies from one role table a member."""
+        if len(tables) != self.n_members:
+            raise ValueError(f"{len(tables)} role tables for {self.n_members} members")
+        for member, table in enumerate(tables):
+            if table.shape != self.shape:
+                raise ValueError(f"the role table of member {member} is for another Shape ({table.shape.name!r})")
+            for name, buffer in self.multipliers.named_buffers():
+                buffer[member] = table.forward[name]
+            frequencies = attention.rope_inverse_frequencies(table.settings.rope_base, self.shape.head_dim)
+            self.rope_inverse_frequencies[member] = frequencies
+
+    def nll(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """Summed negative log likelihood of every member on every row, in nats: [P, B], fp32.
+
+        Args:
+            tokens_BT: token ids, the same for all members.
+            targets_BT: the ids to predict; -100 is not predicted.
+            documents_BT: number of the document that each token belongs to, non-decreasing from 0 in a row. None: a
+                row is one document.
+        """
+        hidden_PBTD = self.hidden(tokens_BT, documents_BT)
+        return linear_nll(hidden_PBTD, self.lm_head_weight, targets_BT)
+
+    def logits(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """All logits at once, [P, B, T, V]: for checks at small sizes; :meth:`nll` never holds them."""
+        return linear(self.hidden(tokens_BT, documents_BT), self.lm_head_weight)
+
+    def hidden(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """What lm_head reads, [P, B, T, D]: the final norm's output times the lm_head multiplier."""
+        step = self._step(tokens_BT.shape[1], documents_BT)
+        P, V, D = self.embedding_weight.shape
+        # One look-up in all members' tables: its backward is one pass, where indexing dimension 1 takes one a token.
+        rows_PBT = tokens_BT + V * torch.arange(P, device=tokens_BT.device)[:, None, None]
+        embedded_PBTD = F.embedding(rows_PBT, self.embedding_weight.view(P * V, D))
+        residual_PBTD = embedded_PBTD * step.scalar["embedding"][..., None]
+        for block in self.layers:
+            residual_PBTD = block(residual_PBTD, step)
+        return rms_norm(residual_PBTD, self.final_norm * step.scalar["lm_head"][:, 0])
+
+    def _step(self, n_tokens: int, documents_BT: Tensor | None) -> Step:
+        shape, dtype = self.shape, self.embedding_weight.dtype
+        m = {name: value.to(dtype).view(-1, 1, 1) for name, value in self.multipliers.named_buffers()}
+
+        def rows(*parts: tuple[Tensor, int]) -> Tensor:
+            return torch.cat([value.expand(-1, size, -1) for value, size in parts], 1)
+
+        a_in, ssm_in_proj = m["attention_in"], None
+        if shape.d_ssm:
+            d_groups = shape.n_groups * shape.d_state
+            sizes = (shape.d_ssm, shape.d_ssm, d_groups, d_groups, shape.n_ssm_heads)
+            scaled = [m["ssm_in"] * m[f"ssm_{name}"] for name in SSM_SLICES]
+            ssm_in_proj = rows(*zip(scaled, sizes, strict=True))
+        return Step(
+            documents_BT,
+            None if documents_BT is None else attention.document_mask(documents_BT),
+            attention.rope_table(self.rope_inverse_frequencies, n_tokens, dtype),
+            rows((a_in, shape.d_attn), (a_in * m["key"], shape.d_kv), (a_in, shape.d_kv)),
+            ssm_in_proj,
+            m,
+        )

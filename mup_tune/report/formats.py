@@ -1,0 +1,87 @@
+"""How numbers read on the page. Losses are nats/token with four decimals, gains signed millinats/token."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+from mup_tune.findings import Interval
+
+NONE = "–"
+MINUS = "−"
+
+
+def loss(value: float | None) -> str:
+    """Nats/token."""
+    return NONE if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def signed(value: float, decimals: int) -> str:
+    """A number with its sign, a true minus, and no sign on what rounds to zero."""
+    text = f"{abs(value):,.{decimals}f}"
+    if not any(digit in text for digit in "123456789"):
+        return text
+    return ("+" if value > 0 else MINUS) + text
+
+
+def mnat(value: float | None) -> str:
+    """A difference given in nats/token, printed in millinats/token."""
+    return NONE if value is None or not math.isfinite(value) else signed(1e3 * value, 1)
+
+
+def mnat_ci(interval: Interval | None) -> str:
+    """``+38.1 to +52.3``: the 95 % CI of a difference, in millinats/token."""
+    return NONE if interval is None else f"{mnat(interval.low)} to {mnat(interval.high)}"
+
+
+def log2(value: float | None, decimals: int = 2) -> str:
+    """A log2 offset or change."""
+    return NONE if value is None or not math.isfinite(value) else signed(value, decimals)
+
+
+def log2_ci(interval: Interval | None) -> str:
+    return NONE if interval is None else f"{log2(interval.low)} to {log2(interval.high)}"
+
+
+def value(number: float | None) -> str:
+    """A setting: four significant digits, ``1e11`` rather than ``1e+11``."""
+    if number is None or not math.isfinite(number):
+        return NONE
+    mantissa, _, exponent = f"{number:.4g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def p_value(p: float | None) -> str:
+    if p is None or not math.isfinite(p):
+        return NONE
+    return "< 0.001" if p < 1e-3 else f"{p:.3f}"
+
+
+def si(number: float | None) -> str:
+    """A large count with three significant digits: ``262 k``, ``1.31 M``."""
+    if number is None or not math.isfinite(number):
+        return NONE
+    for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(number) >= 0.9995 * 10**power:
+            scaled = number / 10**power
+            return f"{scaled:.0f} {unit}" if scaled >= 999.5 else f"{scaled:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def instant(iso: str | None) -> str:
+    """An ISO time to the minute, in UTC."""
+    return f"{datetime.fromisoformat(iso).astimezone(UTC):%Y-%m-%d %H:%M} UTC" if iso else ""
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -1,0 +1,215 @@
+"""The page: one self-contained HTML file from a run. Figures are inline, nothing is fetched, nothing decided here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import log2
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mup_tune.errors import UserError
+from mup_tune.files import write_atomic
+from mup_tune.findings import AxisFinding, Comparison, Finding
+from mup_tune.multipliers import MULTIPLIERS
+from mup_tune.report import facts, figures, formats
+from mup_tune.report.facts import Claim
+from mup_tune.run.tables import RunView
+from mup_tune.settings import GLOBAL_AXES, Settings
+
+KINDS = {"forward": "forward", "lr": "LR", "wd": "WD", "global": "global"}
+# A mark beside the word, so that no decision is told by colour alone.
+MARKS = {"moved": "▲", "kept": "●", "flat": "≈", "edge": "⇥", "not identifiable": "?", "dropped": "✕"}
+ARXIV = {
+    "2507.22448": "Falcon-H1: the model, its 12 forward multipliers, ELR and EWD, the schedule",
+    "2601.04890": "Learnable Multipliers: the split 12 + 16 + 7 of the 35, stability of the width rules (§2, Table 1)",
+    "2203.03466": "µTransfer: the parametrisation tables behind the width rules (Table 8)",
+    "2405.21060": "Mamba-2: the SSM branch",
+}
+
+
+@dataclass(frozen=True)
+class StageView:
+    """One concluded stage with its figures; ``ok`` and ``diverged`` count the trials that were trained for it."""
+
+    anchor: str
+    finding: Finding
+    panels: list[tuple[AxisFinding, Markup]]
+    gains: Markup | None
+    claims: list[Claim]
+    claims_figure: Markup | None
+    ok: int
+    diverged: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting before and after the run. ``decision`` is of the last stage that swept it, or ``not swept``."""
+
+    name: str
+    kind: str
+    before: float
+    after: float
+    decision: str
+    mark: str
+
+    @property
+    def log2(self) -> float:
+        return log2(self.after / self.before)
+
+    @property
+    def moved(self) -> bool:
+        return abs(self.log2) > 1e-9
+
+
+def render(run: RunView) -> str:
+    """The page as HTML text."""
+    confirmation = facts.confirmation(run)
+    claims = [facts.claim(each) for each in confirmation.comparisons] if confirmation else []
+    title, subtitle = facts.headline(run, claims)
+    losses, gaps, curve_seeds = facts.curves(run)
+    path = [finding for finding in run.findings if finding.on_path]
+    return str(
+        _environment()
+        .get_template("page.html")
+        .render(
+            plan_name=str(run.plan.get("name", "")),
+            about=str(run.plan.get("about", "")),
+            live=run.live,
+            headline=title,
+            subtitle=subtitle,
+            claims=claims,
+            claims_figure=_claims_figure(claims, "headline"),
+            confirmation=confirmation,
+            groups=facts.what_was_run(run),
+            stages=[_stage(run, finding, index) for index, finding in enumerate(run.findings)],
+            curve_figures=_curve_figures(losses, gaps),
+            curve_seeds=curve_seeds,
+            changes=_changes(run, path),
+            derived=_derived(path),
+            final=run.incumbent,
+            start_yaml=_start_yaml(run),
+            parametrisation=_parametrisation(run.incumbent),
+            arxiv=ARXIV,
+        )
+    )
+
+
+def write(run: RunView, out: Path) -> None:
+    """Render to ``out``.
+
+    Raises:
+        UserError: the folder of ``out`` does not exist, or ``out`` is a folder.
+    """
+    if not out.parent.is_dir():
+        raise UserError(f"the folder {str(out.parent)!r} does not exist", field="--out", fix="Create it first")
+    if out.is_dir():
+        raise UserError(f"{str(out)!r} is a folder", field="--out", fix=f"Name a file, such as {out / 'report.html'}")
+    write_atomic(out, render(run))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("mup_tune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("loss", "mnat", "mnat_ci", "log2", "log2_ci", "value", "p_value", "plural"):
+        environment.filters[name] = getattr(formats, name)
+    environment.filters["mean"] = _mean
+    environment.globals.update(marks=MARKS)
+    return environment
+
+
+def _mean(losses: dict[int, float | None]) -> float | None:
+    """Mean over the seeds that ended."""
+    ended = [loss for loss in losses.values() if loss is not None]
+    return float(np.mean(ended)) if ended else None
+
+
+def _stage(run: RunView, finding: Finding, index: int) -> StageView:
+    anchor = "stage-" + (re.sub(r"[^A-Za-z0-9]+", "-", finding.stage).strip("-") or str(index))
+    panels = [
+        (axis, Markup(figures.axis_panel(axis, f"{anchor}-axis{place}")))
+        for place, axis in enumerate(finding.axes)
+        if axis.points
+    ]
+    bars = [figures.Bar(axis.axis, axis.gain) for axis in finding.axes if axis.gain is not None]
+    bars.sort(key=lambda bar: -bar.interval.value)
+    gains = None
+    if len(bars) > 1:
+        described = f"Gain of each axis in the stage {finding.title}, largest first"
+        gains = Markup(figures.intervals(bars, f"{anchor}-gains", described, "gain of the best point (mnat/token)"))
+    claims = [facts.claim(each) for each in finding.comparisons]
+    trials = run.trials[run.trials["stage"] == finding.stage]
+    ok = int((trials["status"] == "ok").sum())
+    figure = _claims_figure(claims, anchor)
+    return StageView(anchor, finding, panels, gains, claims, figure, ok, len(trials) - ok)
+
+
+def _claims_figure(claims: list[Claim], anchor: str) -> Markup | None:
+    bars = [
+        figures.Bar(_label(each.comparison), each.comparison.gain)
+        for each in claims
+        if each.comparison.gain is not None
+    ]
+    if not bars:
+        return None
+    return Markup(figures.intervals(bars, f"{anchor}-comparisons", "Gain over each reference with its 95 % CI"))
+
+
+def _label(comparison: Comparison) -> str:
+    """The reference; where that is the incumbent, the candidate is what tells the rows apart."""
+    return comparison.candidate if comparison.reference == "incumbent" else f"over {comparison.reference}"
+
+
+def _curve_figures(losses: dict[str, figures.Curve], gaps: dict[str, figures.Curve]) -> list[Markup]:
+    if not losses:
+        return []
+    return [
+        Markup(figures.learning_curves(losses, "curves-loss", "training loss (nats/token)", 0, zero=False)),
+        Markup(figures.learning_curves(gaps, "curves-gap", "difference (mnat/token)", 1, zero=True)),
+    ]
+
+
+def _changes(run: RunView, path: list[Finding]) -> list[Change]:
+    """The global axes and all 35 multipliers of the incumbent, before the first stage and after the last."""
+    if not path:
+        return []
+    before, after = path[0].before, path[-1].after
+    decisions = {axis.axis: axis.decision for finding in path for axis in finding.axes}
+    kinds = {**dict.fromkeys(GLOBAL_AXES, "global"), **{each.name: each.kind for each in MULTIPLIERS}}
+    unused = {each.name for each in MULTIPLIERS if each.needs_ssm} if not facts.proxy(run).d_ssm else set()
+    rows = []
+    for name, kind in kinds.items():
+        decision = "no SSM branch" if name in unused else str(decisions.get(name, "not swept"))
+        rows.append(Change(name, KINDS[kind], before.value(name), after.value(name), decision, MARKS.get(decision, "")))
+    return rows
+
+
+def _derived(path: list[Finding]) -> list[tuple[str, float, float]]:
+    """η and λ, which follow from ELR and EWD."""
+    if not path:
+        return []
+    before, after = path[0].before, path[-1].after
+    return [("η = ELR/EWD", before.eta, after.eta), ("λ = ELR·EWD", before.lam, after.lam)]
+
+
+def _start_yaml(run: RunView) -> str:
+    start: dict[str, Any] | None = run.plan.get("start")
+    return Settings.model_validate(start).to_yaml() if start else ""
+
+
+def _parametrisation(settings: Settings | None) -> str:
+    hidden = "σ₀·√(fan_in/fan_in₀)" if settings is None or settings.init.rule == "fan_in" else "σ₀, at every width"
+    return (
+        "abc-parametrisation, Falcon-H1's: every width factor sits in the forward multipliers (each contraction gets "
+        "1/width); η, λ and the 23 LR and WD multipliers are the same at every size; hidden matrices start from "
+        f"{hidden}, embedding and lm_head from a constant σ₀; AdamW with coupled decay θ ← θ − η·λ·θ; no depth factor."
+    )

@@ -1,0 +1,156 @@
+"""Figures: the numbers they draw, and that marks land where they should."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_run import AXES, Landscape, axis_finding
+
+from mup_tune.findings import AxisFinding, Interval, Point
+from mup_tune.report import figures, formats
+
+
+def bare(points: dict[float, dict[int, float | None]]) -> AxisFinding:
+    return AxisFinding(
+        axis="key",
+        before=1.0,
+        after=1.0,
+        points=tuple(Point(offset=x, value=2.0**x, losses=losses) for x, losses in points.items()),
+        fit=None,
+        gain=None,
+        p_value=None,
+        decision="kept",
+        why="",
+    )
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """Seed 1 is worse everywhere by 0.5: unpaired means would show a gain where seed 1 diverged."""
+    axis = bare({0.0: {0: 2.0, 1: 2.5}, 1.0: {0: 2.1, 1: None}, -1.0: {0: 2.2, 1: 2.6}})
+    offsets, rows, centre = figures.paired(axis)
+    assert offsets == [-1.0, 0.0, 1.0]
+    assert rows[2] == {0: pytest.approx(0.1)}
+    assert rows[0] == {0: pytest.approx(0.2), 1: pytest.approx(0.1)}
+    assert centre == 2.25
+
+
+def test_a_seed_whose_centre_diverged_is_left_out() -> None:
+    _, rows, centre = figures.paired(bare({0.0: {0: 2.0, 1: None}, 1.0: {0: 2.1, 1: 1.0}}))
+    assert rows == [{0: 0.0}, {0: pytest.approx(0.1)}]
+    assert centre == 2.0
+
+
+def test_without_a_centre_losses_are_relative_to_the_lowest() -> None:
+    axis = bare({0.0: {0: None}, -1.0: {0: 2.0}, 1.0: {0: 2.4}})
+    _, rows, centre = figures.paired(axis)
+    assert (rows, centre) == ([{0: 0.0}, {}, {0: pytest.approx(0.4)}], None)
+    assert "loss − lowest (mnat/token)" in figures.axis_panel(axis, "x")
+
+
+def test_a_cliff_does_not_flatten_the_bowl() -> None:
+    """One ok point 5 nats up is pinned to the top edge with its value; the axis stays at the bowl's scale."""
+    axis = bare({x: {0: 2.0 + 0.01 * x * x} for x in (-2.0, -1.0, 0.0, 1.0)} | {2.0: {0: 7.0}})
+    svg = figures.axis_panel(axis, "x")
+    assert ">+5 k<" in svg
+    ticks = [float(each.replace("−", "-")) for each in re.findall(r">(−?\d+(?:\.\d+)?)</text>", svg)]
+    assert max(ticks) <= 60
+
+
+@pytest.mark.parametrize("land", [land for land in AXES if land.grid], ids=lambda land: land.axis)
+def test_a_smooth_bowl_pins_nothing(land: Landscape) -> None:
+    assert not re.search(r">\+[\d.]+(?: k)?<", figures.axis_panel(axis_finding(land, 1.0, (0, 1, 2)), "x"))
+
+
+def test_diverged_points_carry_their_count() -> None:
+    svg = figures.axis_panel(axis_finding(next(each for each in AXES if each.axis == "mlp_down"), 1.0, (0, 1, 2)), "x")
+    assert ">1/3<" in svg
+    assert ">3/3<" in svg
+
+
+def test_labels_of_close_marks_do_not_share_a_line() -> None:
+    losses: dict[float, dict[int, float | None]] = {x: {0: 2.0 + 0.01 * x * x, 1: 2.0} for x in (-2.0, -1.0, 0.0, 1.0)}
+    svg = figures.axis_panel(bare(losses | {2.0: {0: 7.0, 1: 6.0}, 2.5: {0: 7.0, 1: None}}), "x")
+    places = {text: y for y, text in re.findall(r'<text[^>]*y="([\d.]+)"[^>]*>((?:\+[\d.]+ k|1/2))</text>', svg)}
+    places |= {text: y for y, text in re.findall(r"translate\([\d.]+ ([\d.]+)\)[^>]*>((?:\+[\d.]+ k|1/2))<", svg)}
+    assert len(places) == 3
+    assert len({round(float(y)) for y in places.values()}) == 3
+
+
+def test_colours_are_the_pages() -> None:
+    svg = figures.axis_panel(axis_finding(AXES[0], 1.0, (0, 1, 2)), "x")
+    assert "var(--c1" in svg
+    assert "currentColor" in svg
+    assert not re.findall(r"(?:fill|stroke): #[0-9a-f]{6}", svg)
+
+
+def test_interval_rows_differ_in_shape_where_the_ci_holds_zero() -> None:
+    bars = [
+        figures.Bar("a", Interval(value=0.02, low=0.01, high=0.03)),
+        figures.Bar("b", Interval(value=0.0, low=-0.01, high=0.01)),
+    ]
+    assert [bar.strong for bar in bars] == [True, False]
+    svg = figures.intervals(bars, "x", "two gains")
+    assert ">+20.0<" in svg
+    assert ">0.0<" in svg
+    assert "var(--paper" in svg
+
+
+def test_long_names_are_wrapped_not_clipped() -> None:
+    name = "a reference with quite a long name of many words"
+    svg = figures.intervals([figures.Bar(name, Interval(value=0.02, low=0.01, high=0.03))], "x", "one gain")
+    assert all(len(part) <= 24 for part in re.findall(r">([^<>]*reference[^<>]*)</t", svg))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0]),
+        st.dictionaries(st.integers(0, 3), st.none() | st.floats(0.1, 12.0), min_size=1, max_size=3),
+        min_size=1,
+    )
+)
+def test_any_grid_gives_a_figure(points: dict[float, dict[int, float | None]]) -> None:
+    svg = figures.axis_panel(bare(points), "any")
+    assert svg.startswith("<svg viewBox=")
+    assert svg.endswith("</svg>")
+    assert "nan" not in svg.lower().replace("mnat", "")
+
+
+def test_optimum_outside_the_grid_is_not_drawn_inside() -> None:
+    land = Landscape("attention_out", 9.0, 0.004, "edge")
+    inside = figures.axis_panel(axis_finding(Landscape("attention_out", 1.0, 0.004, "moved"), 1.0, (0, 1)), "x")
+    assert "var(--c3" in inside
+    assert "var(--c3" not in figures.axis_panel(axis_finding(land, 1.0, (0, 1)), "x")
+
+
+@pytest.mark.parametrize(("optimum", "drawn"), [(1.9, True), (2.0, False)])
+def test_a_clamped_optimum_draws_no_parabola(optimum: float, drawn: bool) -> None:
+    """The fit's vertex then lies beyond the grid, and a parabola around the clamped one would miss the points."""
+    svg = figures.axis_panel(axis_finding(Landscape("key", optimum, 0.01, "edge"), 1.0, (0, 1, 2)), "x")
+    assert ("stroke-opacity: 0.75" in svg) == drawn
+    assert "var(--c3" in svg
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (formats.mnat(0.04521), "+45.2"),
+        (formats.mnat(-0.00004), "0.0"),
+        (formats.mnat(-1.5), "−1,500.0"),
+        (formats.mnat(float("nan")), "–"),
+        (formats.loss(1.23456), "1.2346"),
+        (formats.value(1e11), "1e11"),
+        (formats.value(0.00128), "0.00128"),
+        (formats.p_value(0.0004), "< 0.001"),
+        (formats.si(999_900), "1 M"),
+        (formats.si(262_144), "262 k"),
+        (formats.duration(59), "59 s"),
+        (formats.duration(3599), "1 h 00 min"),
+        (formats.instant("2026-01-02T03:04:05+02:00"), "2026-01-02 01:04 UTC"),
+    ],
+)
+def test_formats(text: str, expected: str) -> None:
+    assert text == expected
