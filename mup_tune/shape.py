@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mup_tune.errors import UserError
 from mup_tune.files import Model, find, read_yaml, validated
 
-Positive = Annotated[int, Field(ge=1, strict=True)]
-NonNegative = Annotated[int, Field(ge=0, strict=True)]
+
+def _whole(value: object) -> object:
+    """1e9 in a plan is the whole number it means; 64.5 and true stay errors."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, strict=True)]
+NonNegative = Annotated[int, BeforeValidator(_whole), Field(ge=0, strict=True)]
 
 
 class Shape(Model):

@@ -1,0 +1,273 @@
+"""The driver on Ray: one lane per device of this machine or of a cluster, hosted by Ray Tune.
+
+A lane is one long-lived Tune trial; its packs reach it through a mailbox and come back as the trial's results, so
+that compiled steps and contexts stay warm across stage barriers. Placement, node loss and restarts of lanes are
+Tune's; which work runs again is the source's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mup_tune.engine.dispatch import Dispatcher
+from mup_tune.engine.events import OnEvent
+from mup_tune.engine.work import PackSource, RunnerFactory
+from mup_tune.errors import UserError
+
+# Ray reads these at import.
+DRIVER_ENV = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints a lane's death on our stdout, log_to_driver or not
+    "RAY_SCHEDULER_EVENTS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is a KeyboardInterrupt here, not the end of a Tune run
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_MAX_PENDING_TRIALS_PG": "10000",  # all lanes start at once
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "1000000",  # a commit may take its time
+}
+# One thread a lane: a CPU lane is one core. The malloc settings keep glibc from returning pages between steps.
+LANE_ENV = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "8589934592",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+# A node that freezes is given up after some 10 s instead of a minute.
+HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 8}
+OBJECT_STORE_BYTES = 512 * 2**20  # outcomes are a few MB; the default of 30 % of the memory belongs to the models
+CAPACITY_EVERY_S = 1.0
+KNOCK_S = 5.0
+COMMON: dict[str, Any] = {
+    "log_to_driver": False,
+    "logging_level": logging.ERROR,
+    "runtime_env": {"env_vars": LANE_ENV},
+}
+
+
+def drive(
+    source: PackSource,
+    make_runner: RunnerFactory,
+    on_event: OnEvent,
+    *,
+    run_dir: Path,
+    address: str | None,
+    lanes: int | None,
+    gpus: bool | None = None,
+) -> None:
+    """Run everything ``source`` hands out on lanes, until it says DONE; its methods are called in this thread.
+
+    Args:
+        run_dir: Tune's files go to its folder ``ray``.
+        address: a running cluster; None starts Ray on this machine and ends it afterwards.
+        lanes: at most this many lanes; None takes every device, also those of nodes that join later.
+        gpus: a lane is one GPU, else one CPU core; None takes GPUs where the cluster has any.
+
+    Raises:
+        UserError: the cluster cannot be reached or has no such device.
+        RuntimeError: the source waits although nothing is out, or lanes die while they start.
+        KeyboardInterrupt: at once; what was committed stays.
+    """
+    with _cluster(address, lanes) as ray:
+        if gpus is None:
+            gpus = bool(ray.cluster_resources().get("GPU"))
+        capacity = _capacity(ray, "GPU" if gpus else "CPU", lanes)
+        if capacity() == 0:
+            raise UserError(
+                f"Ray sees no {'GPU' if gpus else 'CPU'}",
+                field="--address" if address else None,
+                fix="Look at `ray status`" if address else "Is a GPU or CPU visible to this process?",
+            )
+        _host(ray, source, make_runner, on_event, capacity, run_dir, gpus)
+
+
+def _host(
+    ray: Any,
+    source: PackSource,
+    make_runner: RunnerFactory,
+    on_event: OnEvent,
+    capacity: Callable[[], int],
+    run_dir: Path,
+    gpus: bool,
+) -> None:
+    from ray import cloudpickle, tune
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from mup_tune.engine.lanes import Host, Lane, Passing, Roll
+    from mup_tune.engine.mailbox import Mailbox
+
+    name = f"mup-tune-{uuid.uuid4().hex[:12]}"
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    factory = cloudpickle.dumps(make_runner)  # type: ignore[no-untyped-call]
+    mailbox = ray.remote(Mailbox).options(name=name, num_cpus=0, scheduling_strategy=here).remote(factory)
+
+    def send(lane: str, attempt: int, work: Any) -> None:
+        mailbox.put.remote(lane, (attempt, work))
+
+    dispatcher = Dispatcher(source, capacity, send, on_event)
+    host = Host(mailbox, dispatcher, on_event)
+    try:
+        tune.run(
+            Lane,
+            name="lanes",
+            storage_path=str(run_dir.absolute() / "ray"),
+            search_alg=Roll(capacity, name),
+            num_samples=-1,
+            resources_per_trial={"cpu": 1, "gpu": 1} if gpus else {"cpu": 1},
+            max_failures=-1,
+            callbacks=[host],
+            stop=host,
+            verbose=0,
+            raise_on_failed_trial=False,
+            trial_name_creator=lambda trial: str(trial.config["lane"]),
+            trial_dirname_creator=lambda trial: str(trial.config["lane"]),
+        )
+    except Passing as passing:
+        raise passing.error from None
+
+
+def _capacity(ray: Any, device: str, lanes: int | None) -> Callable[[], int]:
+    """How many lanes there could be now: devices of the cluster's live nodes, at most ``lanes``."""
+    known, at = 0, -CAPACITY_EVERY_S
+
+    def capacity() -> int:
+        nonlocal known, at
+        if time.monotonic() - at >= CAPACITY_EVERY_S:
+            known, at = int(ray.cluster_resources().get(device, 0)), time.monotonic()
+        return known if lanes is None else min(known, lanes)
+
+    return capacity
+
+
+@contextlib.contextmanager
+def _cluster(address: str | None, num_cpus: int | None) -> Iterator[Any]:
+    """Ray, connected, and disconnected at the end; a Ray of our own leaves no process and no file behind."""
+    os.environ.update(DRIVER_ENV)
+    import ray
+
+    for noisy in ("ray.tune", "ray.air"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    temp_dir = _temp_dir() if address is None else None
+    try:
+        if temp_dir:
+            _start(ray, temp_dir, num_cpus)
+        else:
+            _join(ray, str(address))
+        yield ray
+    finally:
+        with _unbroken():
+            ours = _processes(temp_dir) if temp_dir else []
+            ray.shutdown()
+            if temp_dir:
+                _end(ours)
+                _remove(Path(temp_dir))
+
+
+@functools.cache
+def _temp_dir() -> str:
+    """Short and not below the run folder: socket paths end at 107 bytes.
+
+    One per process: a second ``ray.init`` creates the folder of the first one again.
+    """
+    return tempfile.mkdtemp(prefix="mup-", dir="/tmp")
+
+
+def _start(ray: Any, temp_dir: str, num_cpus: int | None) -> None:
+    umask = os.umask(0o077)  # Ray may write the token that guards its ports
+    try:
+        Path(temp_dir).mkdir(exist_ok=True)
+        ray.init(
+            address="local",  # never whatever RAY_ADDRESS or a stale file names
+            num_cpus=num_cpus,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            _temp_dir=temp_dir,
+            _system_config=HEALTH,
+            **COMMON,
+        )
+    finally:
+        os.umask(umask)
+
+
+def _join(ray: Any, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and port.isdigit()):
+        raise UserError(
+            f"{address!r} is no address of a Ray cluster",
+            field="--address",
+            fix="Give HOST:PORT as `ray start --head` prints it, or `auto` on a node of the cluster",
+        )
+    try:
+        if host:  # Ray itself would knock for minutes
+            socket.create_connection((host, int(port)), KNOCK_S).close()
+        ray.init(address=address, **COMMON)
+    except (OSError, OverflowError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise UserError(
+            f"no Ray cluster answers at {address!r} ({reason})",
+            field="--address",
+            fix="Compare with `ray status`; all nodes need the same ~/.ray/auth_token",
+        ) from None
+
+
+def _processes(temp_dir: str) -> list[Any]:
+    """The processes of the Ray that lives in ``temp_dir``: children that name it, and theirs."""
+    psutil = importlib.import_module("psutil")  # comes with Ray
+    ours: list[Any] = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if temp_dir in " ".join(child.cmdline()):
+                ours += [child, *child.children(recursive=True)]
+    return ours
+
+
+def _end(processes: list[Any]) -> None:
+    """Kill what an interrupted start leaves and agents that would linger for a minute; writers must be gone."""
+    psutil = importlib.import_module("psutil")
+    for process in processes:
+        with contextlib.suppress(psutil.Error):  # mostly: it is gone
+            process.kill()
+    psutil.wait_procs(processes, timeout=3)
+
+
+@contextlib.contextmanager
+def _unbroken() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment: a Ray that is half ended would outlive this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def _remove(folder: Path) -> None:
+    """An orphan's last words may come in between: try again for a little while."""
+    for _ in range(10):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)

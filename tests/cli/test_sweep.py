@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PLAN = """
+proxy: cpu-32
+start: falcon-h1-published
+data: {corpus: CORPUS}
+seeds: [0, 1]
+budget: {seq_len: 32, batch_tokens: 128, total_tokens: 5120, warmup_tokens: 0, decay_tokens: 1280, val_tokens: 640}
+stages:
+  - {kind: elr_ewd, name: elr, reference: tuned}
+  - {kind: micro, group: [lm_head, embedding_weight.elr]}
+  - {kind: confirm, against: [tuned], n_seeds: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mup_tune.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("text")
+    for index in range(60):
+        (folder / f"{index:02d}.txt").write_text(f"{index} is followed by {index + 1}. " * 20)
+    prepare([folder], folder / "corpus", tokenizer="bytes", val_fraction=0.2)
+    path = folder / "plan.yaml"
+    path.write_text(PLAN.replace("CORPUS", str(folder / "corpus")))
+    return path
+
+
+def mup_tune(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mup_tune", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def losses(run: Path) -> dict[str, float]:
+    import pandas as pd
+
+    table = pd.read_csv(run / "tables" / "trials.csv")
+    return dict(zip(table["hash"], table["loss"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def finished(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run") / "whole"
+    done = mup_tune("sweep", plan, "--run", run, "--executor", "inline")
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_a_sweep_ends_with_settings_tables_and_status(finished: Path) -> None:
+    status = json.loads(mup_tune("status", finished, "--json").stdout)
+    assert status["complete"]
+    assert [stage["state"] for stage in status["stages"]] == ["concluded"] * 3
+    assert status["trials"] == len(losses(finished)) >= 30
+    assert (finished / "settings" / "incumbent.yaml").is_file()
+    assert mup_tune("report", finished).returncode == 0
+    assert "<svg" in (finished / "report.html").read_text()
+
+
+def test_kill_9_leaves_a_run_that_resumes_to_the_same_losses(finished: Path, plan: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "mup_tune", "sweep", str(plan), "--run", str(run), "--executor", "inline"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(run.glob("curves/*.parquet"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = json.loads(mup_tune("status", run, "--json").stdout)
+    assert 0 < before["trials"] < len(losses(finished))
+    committed = {path.name: path.stat().st_mtime_ns for path in run.glob("curves/*.parquet")}
+    resumed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    after = {path.name: path.stat().st_mtime_ns for path in run.glob("curves/*.parquet")}
+    assert before["trials"] and all(after[name] >= at for name, at in committed.items())
+    # Packs depend on the calibration, so compositions may differ between the runs: losses to rounding, decisions alike.
+    whole, again = losses(finished), losses(run)
+    shared = whole.keys() & again.keys()
+    assert len(shared) >= 20
+    assert all(again[key] == pytest.approx(whole[key], rel=1e-3) for key in shared)
+
+
+def test_ctrl_c_says_how_to_resume_and_exits_130(plan: Path, tmp_path: Path) -> None:
+    run = tmp_path / "stopped"
+    command = [sys.executable, "-m", "mup_tune", "sweep", str(plan), "--run", str(run), "--executor", "inline"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(run.glob("curves/*.parquet")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"resumes {run}" in " ".join(message.split())
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "sedes=[1]"], "did you mean 'seeds'"),
+        (["--set", "proxy=falcon-h1-0.5"], "did you mean 'falcon-h1-0.5b'"),
+        (["--set", "budget.total_tokens=5120.5"], "budget.total_tokens: 5120.5 is not allowed"),
+        (["--set", "budget.total_tokens=1e8"], "100,000,000 training tokens are"),
+        (["--set", "budget.val_tokens=64000000"], "validation split holds"),
+        (["--set", "data.corpus=/nowhere"], "/nowhere"),
+        (["--scale", "cpu"], "no scales"),
+        (["--executor", "rya"], "did you mean 'ray'"),
+        (["--executor", "inline", "--lanes", "2"], "--lanes"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_written(
+    plan: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    run = tmp_path / "run"
+    done = mup_tune("sweep", plan, "--run", run, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not run.exists()
+
+
+def test_a_run_of_another_plan_and_a_folder_that_is_no_run_are_refused(
+    finished: Path, plan: Path, tmp_path: Path
+) -> None:
+    other = mup_tune("sweep", plan, "--run", finished, "--set", "seeds=[5, 6]", "--executor", "inline")
+    assert other.returncode == 2
+    assert "seeds" in other.stderr
+    (tmp_path / "letter.txt").write_text("dear")
+    assert mup_tune("sweep", plan, "--run", tmp_path, "--executor", "inline").returncode == 2
+    assert mup_tune("status", tmp_path).returncode == 2
+    assert mup_tune("report", tmp_path).returncode == 2
+
+
+@pytest.mark.ray
+def test_on_ray_a_sweep_ends_the_same_and_leaves_nothing_in_the_home(
+    finished: Path, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    run = tmp_path / "run"
+    done = mup_tune("sweep", plan, "--run", run, "--lanes", 2)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in home.rglob("*") if path.is_file()} <= {"auth_token"}
+    whole, on_ray = losses(finished), losses(run)
+    shared = whole.keys() & on_ray.keys()
+    assert len(shared) >= 10
+    assert all(on_ray[key] == pytest.approx(whole[key], rel=1e-3) for key in shared)

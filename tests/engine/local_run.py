@@ -1,0 +1,40 @@
+"""A run on a Ray of its own, as a program: ``python local_run.py FOLDER SECONDS_PER_PACK``."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from engine_fakes import Staged, Watch, factory, packs
+
+from mup_tune.engine import ray as driver
+from mup_tune.engine.events import Event, Started
+
+
+def main(folder: Path, seconds: str) -> None:
+    watch = Watch()
+
+    def on_event(event: Event) -> None:
+        watch(event)
+        if isinstance(event, Started):
+            (folder / "started").touch()
+
+    make = tempfile.mkdtemp
+
+    def noted(**options: str) -> str:
+        name = make(**options)
+        (folder / "temp_dirs").write_text(name)
+        return name
+
+    tempfile.mkdtemp = noted  # type: ignore[assignment]
+    source = Staged([[*packs("die", 1), *packs(f"slow {seconds}", 4, 1, 9000)]])
+    driver.drive(source, factory(folder), on_event, run_dir=folder / "run", address=None, lanes=2, gpus=False)
+    assert len(source.losses) == 1
+    assert len(source.seeds()) == 5
+    assert "torch" not in sys.modules
+    (folder / "done").touch()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

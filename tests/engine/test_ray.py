@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from contract import DriverContract
+from engine_fakes import Staged, Watch, factory, packs
+
+from mup_tune.engine import ray as driver
+from mup_tune.engine.dispatch import LaneLostError
+from mup_tune.engine.events import Event, Finished, Lost, Started
+from mup_tune.engine.work import RunnerFactory
+from mup_tune.errors import UserError
+from mup_tune.trial import PackResult
+
+pytestmark = pytest.mark.ray
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two CPU cores and one make-believe GPU that every test connects to; its token stays out of the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("PYTHONPATH", str(HERE))  # lanes import the fakes
+        for name, value in driver.DRIVER_ENV.items():
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster
+
+        node = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 2**27, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=node)
+        yield cluster
+        cluster.shutdown()
+
+
+class TestRay(DriverContract):
+    @pytest.fixture(autouse=True)
+    def _drive(self, cluster: Any, tmp_path: Path) -> None:
+        def drive(
+            source: Staged,
+            make_runner: RunnerFactory,
+            on_event: Callable[[Event], None],
+            *,
+            lanes: int | None = None,
+            gpus: bool = False,
+        ) -> None:
+            driver.drive(
+                source, make_runner, on_event, run_dir=tmp_path, address=cluster.address, lanes=lanes, gpus=gpus
+            )
+
+        self.drive = drive
+
+    def test_two_lanes_work_and_barriers_cost_little(self, tmp_path: Path) -> None:
+        source, watch = Staged([[*packs("slow 0.05", 2, 1, 100 * stage)] for stage in range(30)]), Watch()
+        self.drive(source, factory(tmp_path), watch)
+        records = [outcome.record for _, outcome in source.committed if isinstance(outcome, PackResult)]
+        assert len(records) == 60
+        assert len({record["pid"] for record in records}) == 2
+        assert {record["OMP_NUM_THREADS"] for record in records} == {"1"}
+        assert {record["MALLOC_TOP_PAD_"] for record in records} == {"67108864"}
+        assert source.asked_with == {2}
+        stages = sorted(later - earlier for earlier, later in pairwise(watch.at(Finished)[5::2]))
+        assert stages[len(stages) // 2] < 0.5  # median of 0.05 s of work and the way there and back
+
+    def test_killed_lanes_come_back_and_their_packs_run_again(self, tmp_path: Path) -> None:
+        """First one lane of two, then both at once, then a pack that kills whoever takes it."""
+        (once,) = packs("die", 1, 3, 500)
+        (always,) = packs("always-die", 1, 1, 90_000)
+        source = Staged(
+            [[once, *packs("ok", 4, 1, 9000)], [*packs("die", 2, 2, 20_000)], [*packs("ok", 1, 1, 40_000)], [always]],
+            retries=4,
+        )
+        watch = Watch()
+        with pytest.raises(LaneLostError, match="process died"):
+            self.drive(source, factory(tmp_path), watch)
+        assert [work for work, _ in source.losses].count(always) == 2
+        assert source.handed.count(once) == 2
+        assert set(source.seeds().values()) == {1}
+        assert len(source.seeds()) == 3 + 4 + 2 * 2 + 1
+        lost = watch.at(Lost)[0]
+        assert min(at for at in watch.at(Started) if at >= lost) - lost < 1.0  # the other lane takes it at once
+
+    @pytest.mark.slow
+    def test_lanes_that_never_come_up_end_the_run(self) -> None:
+        def crash(lane: str) -> None:
+            os._exit(3)
+
+        with pytest.raises(RuntimeError, match=r"lanes die while they start: .*process died"):
+            self.drive(Staged([[*packs("ok", 2)]]), crash, Watch())  # type: ignore[arg-type]
+
+    def test_one_lane_on_the_gpu(self, tmp_path: Path) -> None:
+        source = Staged([[*packs("ok", 4)]])
+        self.drive(source, factory(tmp_path), Watch(), gpus=True, lanes=5)
+        assert source.asked_with == {1}
+        assert len({outcome.record["pid"] for _, outcome in source.committed if isinstance(outcome, PackResult)}) == 1
+
+    def test_a_node_joins_and_dies(self, cluster: Any, tmp_path: Path) -> None:
+        """A lane starts on the new node; when the node is killed, the pack it held runs elsewhere."""
+        source = Staged([[*packs("slow 0.5", 200)]])
+        lanes: set[str] = set()
+        node: list[Any] = []
+        killed_at = 0
+
+        def meddle(event: Event) -> None:
+            nonlocal killed_at
+            if isinstance(event, Started):
+                lanes.add(event.lane)
+                if not node:
+                    node.append(cluster.add_node(num_cpus=1, object_store_memory=2**27))
+                elif event.lane == "lane-2" and not killed_at:
+                    cluster.remove_node(node[0], allow_graceful=False)
+                    killed_at = len(source.handed)
+                    del source.stages[0][4:]
+
+        self.drive(source, factory(tmp_path), meddle)
+        assert lanes == {"lane-0", "lane-1", "lane-2"}
+        assert killed_at
+        assert len(source.losses) == 1
+        assert isinstance(source.losses[0][1], LaneLostError)
+        assert set(source.seeds().values()) == {1}
+        assert len(source.seeds()) == killed_at + 4
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("127.0.0.1:9", r"no Ray cluster answers at '127.0.0.1:9' .*refused.*auth_token"),
+        ("no-such-host.invalid:6379", "no Ray cluster answers"),
+        ("ray://127.0.0.1:10001", "no Ray cluster answers|is no address"),
+        ("somewhere", "'somewhere' is no address of a Ray cluster. Give HOST:PORT"),
+    ],
+)
+def test_an_address_without_a_cluster(address: str, problem: str, tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(UserError, match=problem):
+        driver.drive(Staged([]), factory(tmp_path), Watch(), run_dir=tmp_path, address=address, lanes=1, gpus=False)
+    assert time.monotonic() - start < 10
+
+
+class Program:
+    """``local_run.py`` in its own process group, home and (by a mark in the environment) traceable descendants."""
+
+    def __init__(self, folder: Path, seconds: str) -> None:
+        self.folder, self.mark, self.home = folder, f"mark-{os.getpid()}-{folder.name}", folder / "home"
+        self.home.mkdir()
+        path = f"{HERE}:{HERE.parents[1]}"
+        environment = {**os.environ, "HOME": str(self.home), "MUP_TEST_MARK": self.mark, "PYTHONPATH": path}
+        with (folder / "output").open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(HERE / "local_run.py"), str(folder), seconds],
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def output(self) -> str:
+        return (self.folder / "output").read_text()
+
+    def wait_for(self, name: str) -> None:
+        end = time.monotonic() + 60
+        while not (self.folder / name).exists():
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < end, self.output()
+            time.sleep(0.02)
+
+    def left_behind(self) -> list[str]:
+        """Descendants that still live and Ray's temporary folders."""
+        left = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (entry / "environ").read_bytes():
+                    left.append((entry / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                continue
+        return left + [name for name in (self.folder / "temp_dirs").read_text().split() if Path(name).exists()]
+
+
+def test_a_ray_of_its_own_is_silent_and_leaves_nothing(tmp_path: Path) -> None:
+    program = Program(tmp_path, "0.01")
+    program.wait_for("done")
+    assert program.process.wait(20) == 0
+    assert program.output() == ""
+    assert program.left_behind() == []
+    assert [path.name for path in program.home.rglob("*")] == [".ray", "auth_token"]
+    assert (program.home / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["ray"]
+
+
+def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+    """The terminal sends SIGINT to every process of the group, lanes included."""
+    program = Program(tmp_path, "60")
+    program.wait_for("started")
+    start = time.monotonic()
+    os.killpg(program.process.pid, signal.SIGINT)
+    assert program.process.wait(20) == -signal.SIGINT
+    assert time.monotonic() - start < 6  # 1.2 s on an idle machine
+    assert program.output().rstrip().endswith("KeyboardInterrupt")
+    assert program.left_behind() == []
