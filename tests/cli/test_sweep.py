@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mup_tune.settings import ELR_0
+
 PLAN = """
 proxy: cpu-32
 start: falcon-h1-published
@@ -41,10 +43,14 @@ def mup_tune(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
-def losses(run: Path) -> dict[str, float]:
+def losses(run: Path, calm: bool = False) -> dict[str, float]:
+    """Loss by trial hash. ``calm``: those at the starting ELR or below; above it training is chaotic, so that rounding
+    in another pack composition grows from 1e-7 to 1e-2 within 40 steps."""
     import pandas as pd
 
     table = pd.read_csv(run / "tables" / "trials.csv")
+    if calm:
+        table = table[(table["elr"] < 1.01 * ELR_0) & (table["lm_head"] < 0.1) & (table["embedding_weight.elr"] < 1.1)]
     return dict(zip(table["hash"], table["loss"], strict=True))
 
 
@@ -81,12 +87,13 @@ def test_kill_9_leaves_a_run_that_resumes_to_the_same_losses(finished: Path, pla
     resumed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     after = {path.name: path.stat().st_mtime_ns for path in run.glob("curves/*.parquet")}
-    assert before["trials"] and all(after[name] >= at for name, at in committed.items())
-    # Packs depend on the calibration, so compositions may differ between the runs: losses to rounding, decisions alike.
-    whole, again = losses(finished), losses(run)
+    # The last curve file may stand there without its pack's commit; every other pack must not be trained again.
+    assert sum(after[name] != at for name, at in committed.items()) <= 1
+    # Pack sizes follow the calibration, so compositions differ between the runs and losses agree to rounding.
+    whole, again = losses(finished, calm=True), losses(run, calm=True)
     shared = whole.keys() & again.keys()
-    assert len(shared) >= 20
-    assert all(again[key] == pytest.approx(whole[key], rel=1e-3) for key in shared)
+    assert len(shared) >= 6
+    assert [again[key] for key in shared] == pytest.approx([whole[key] for key in shared], rel=1e-5)
 
 
 def test_ctrl_c_says_how_to_resume_and_exits_130(plan: Path, tmp_path: Path) -> None:
@@ -151,7 +158,7 @@ def test_on_ray_a_sweep_ends_the_same_and_leaves_nothing_in_the_home(
     done = mup_tune("sweep", plan, "--run", run, "--lanes", 2)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in home.rglob("*") if path.is_file()} <= {"auth_token"}
-    whole, on_ray = losses(finished), losses(run)
+    whole, on_ray = losses(finished, calm=True), losses(run, calm=True)
     shared = whole.keys() & on_ray.keys()
-    assert len(shared) >= 10
-    assert all(on_ray[key] == pytest.approx(whole[key], rel=1e-3) for key in shared)
+    assert len(shared) >= 6
+    assert [on_ray[key] for key in shared] == pytest.approx([whole[key] for key in shared], rel=1e-5)

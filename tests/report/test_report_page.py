@@ -285,11 +285,11 @@ def test_all_diverged(tmp_path: Path) -> None:
 
 def test_a_stage_that_tunes_a_reference_leaves_the_incumbent_alone(tmp_path: Path) -> None:
     findings = synthetic_findings((0, 1, 2), ())
-    reference, tuned = findings[0], findings[1].model_copy(update={"before": untuned(SHAPE)})
+    reference = findings[0].model_copy(update={"on_path": False})
+    tuned = findings[1].model_copy(update={"before": untuned(SHAPE)})
     after = untuned(SHAPE).with_values({"embedding": 2.0})
     path = write_run(tmp_path / "run", (reference, tuned.model_copy(update={"after": after})), {})
     run = load_run(path)
-    run.plan["stages"][0]["incumbent"] = False
     parsed = Page(render(run))
     assert parsed.row("elr")[-1][2:] == ["0.01131", "0.01131", "0", "not swept"]
     assert parsed.row("embedding")[-1][2:5] == ["1", "2", "+1.000"]
