@@ -115,6 +115,28 @@ def load_shape(name_or_file: str) -> Shape:
 RELEASED = ("falcon-h1-0.5b", "falcon-h1-1.5b", "falcon-h1-1.5b-deep", "falcon-h1-3b", "falcon-h1-7b", "falcon-h1-34b")
 
 
+def scaled(shape: Shape, width: int, depth: int | None = None) -> Shape:
+    """``shape`` at another width (and depth): every channel count in proportion, head dims and d_state as they are.
+
+    Raises:
+        UserError: a count would have to be rounded; a check across sizes compares like with like or not at all.
+    """
+    counts = {
+        field: getattr(shape, field) * width / shape.d_model for field in ("n_heads", "n_kv_heads", "d_ssm", "d_ff")
+    }
+    unit = {"d_ssm": shape.ssm_head_dim * shape.n_groups}
+    for field, count in counts.items():
+        if count % unit.get(field, 1) or (count < 1 and getattr(shape, field)):
+            raise UserError(
+                f"width {width} would make {field} of {shape.name!r} {count:g}, which has to be rounded",
+                field="--widths",
+                fix=f"Use widths in the proportion of d_model = {shape.d_model} to its head counts",
+            )
+    sizes = {field: int(count) for field, count in counts.items()}
+    name = f"{shape.name}-d{width}" + (f"-L{depth}" if depth else "")
+    return shape.model_copy(update={**sizes, "d_model": width, "n_layers": depth or shape.n_layers, "name": name})
+
+
 def make_proxy(target: Shape, width: int, depth: int, vocab_size: int | None, name: str) -> tuple[Shape, list[str]]:
     """A Shape of ``width`` × ``depth`` with the target's channel ratios, and what had to be rounded.
 

@@ -9,7 +9,7 @@ G groups, N d_state, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mup_tune.model import attention, ssd
-from mup_tune.model.layers import at_least_fp32, causal_conv, linear, linear_nll, rms_norm, swiglu
+from mup_tune.model.layers import at_least_fp32, causal_conv, linear, linear_nll, rms_norm
 from mup_tune.roles import RoleTable
 from mup_tune.shape import Shape
 
@@ -26,9 +26,19 @@ SSM_MULTIPLIERS = ("ssm_in", *(f"ssm_{name}" for name in SSM_SLICES), "ssm_out")
 MULTIPLIERS = ("embedding", "lm_head", "attention_in", "key", "attention_out", "mlp_gate", "mlp_down", *SSM_MULTIPLIERS)
 
 
+Tap = Callable[[str, Tensor], None]
+
+
+def no_tap(site: str, value: Tensor) -> None:
+    """Look at nothing."""
+
+
 @dataclass(frozen=True)
 class Step:
-    """What all layers share in one forward pass: documents, rotary tables, and multipliers as weight scales."""
+    """What all layers share in one forward pass: documents, rotary tables, and multipliers as weight scales.
+
+    ``tap`` is shown every site's value, layer after layer; checks read them, training looks at nothing.
+    """
 
     documents: Tensor | None  # [B, T]
     mask: Tensor | None  # [B, 1, T, T]
@@ -36,6 +46,7 @@ class Step:
     qkv: Tensor  # [P, rows of the matrix, 1], the same for ssm_in_proj
     ssm_in_proj: Tensor | None
     scalar: dict[str, Tensor]  # [P, 1, 1] each
+    tap: Tap
 
 
 class Block(nn.Module):
@@ -73,28 +84,43 @@ class Block(nn.Module):
         if self.shape.d_ssm:
             mixed_PBTD = mixed_PBTD + self.mamba2(u_PBTD, step)
         residual_PBTD = residual_PBTD + mixed_PBTD
-        v_PBTD = rms_norm(residual_PBTD, self.pre_ff_norm)
-        m_gate, m_down = step.scalar["mlp_gate"], step.scalar["mlp_down"]
-        mlp_PBTD = swiglu(v_PBTD, self.mlp_gate_proj, self.mlp_up_proj, self.mlp_down_proj, m_gate, m_down)
-        return residual_PBTD + mlp_PBTD
+        residual_PBTD = residual_PBTD + self.mlp(rms_norm(residual_PBTD, self.pre_ff_norm), step)
+        step.tap("residual", residual_PBTD)
+        return residual_PBTD
 
     def attention(self, u_PBTD: Tensor, step: Step) -> Tensor:
         """The attention branch's contribution to the residual stream."""
         qkv = linear(u_PBTD, self.qkv, step.qkv)
         y = attention.attention(qkv, self.shape.n_heads, self.shape.n_kv_heads, step.rope, step.mask)
-        return linear(y, self.attention_out_proj, step.scalar["attention_out"])
+        out_PBTD = linear(y, self.attention_out_proj, step.scalar["attention_out"])
+        step.tap("qkv", qkv)
+        step.tap("attention_heads", y)
+        step.tap("attention_branch", out_PBTD)
+        return out_PBTD
+
+    def mlp(self, v_PBTD: Tensor, step: Step) -> Tensor:
+        """``m_down · W_down(W_up(v) · silu(m_gate · W_gate(v)))``; arXiv 2507.22448, §2."""
+        gate_PBTF = linear(v_PBTD, self.mlp_gate_proj, step.scalar["mlp_gate"])
+        up_PBTF = linear(v_PBTD, self.mlp_up_proj)
+        out_PBTD = linear(up_PBTF * F.silu(gate_PBTF), self.mlp_down_proj, step.scalar["mlp_down"])
+        step.tap("gate", gate_PBTF)
+        step.tap("up", up_PBTF)
+        step.tap("mlp_branch", out_PBTD)
+        return out_PBTD
 
     def mamba2(self, u_PBTD: Tensor, step: Step) -> Tensor:
         """The Mamba-2 branch's contribution to the residual stream (arXiv 2405.21060, §7)."""
         shape = self.shape
         projected = linear(u_PBTD, self.ssm_in_proj, step.ssm_in_proj)
+        step.tap("zxBC", projected[..., : shape.d_ssm + shape.d_conv])
         z, xBC, dt_PBTH = torch.split(projected, [shape.d_ssm, shape.d_conv, shape.n_ssm_heads], -1)
+        dt_PBTH = F.softplus(at_least_fp32(dt_PBTH) + at_least_fp32(self.dt_bias)[:, None, None])
         xBC = F.silu(causal_conv(xBC, self.conv1d_weight, self.conv1d_bias, step.documents))
         d_groups = shape.n_groups * shape.d_state
         x, B, C = torch.split(xBC, [shape.d_ssm, d_groups, d_groups], -1)
         y_PBTHK = ssd.ssd(
             torch.unflatten(x, -1, (shape.n_ssm_heads, -1)),
-            F.softplus(at_least_fp32(dt_PBTH) + at_least_fp32(self.dt_bias)[:, None, None]),
+            dt_PBTH,
             -at_least_fp32(self.A_log).exp(),
             torch.unflatten(B, -1, (shape.n_groups, -1)),
             torch.unflatten(C, -1, (shape.n_groups, -1)),
@@ -105,7 +131,11 @@ class Block(nn.Module):
         y = (y_PBTHK.flatten(-2) * F.silu(at_least_fp32(z))).to(u_PBTD.dtype)
         if shape.gated_norm:
             y = rms_norm(y, self.gated_norm, shape.n_groups)
-        return linear(y, self.ssm_out_proj, step.scalar["ssm_out"])
+        out_PBTD = linear(y, self.ssm_out_proj, step.scalar["ssm_out"])
+        step.tap("dt", dt_PBTH)
+        step.tap("ssm_heads", y_PBTHK)
+        step.tap("ssm_branch", out_PBTD)
+        return out_PBTD
 
 
 class Population(nn.Module):
@@ -177,19 +207,20 @@ class Population(nn.Module):
         """All logits at once, [P, B, T, V]: for checks at small sizes; :meth:`nll` never holds them."""
         return linear(self.hidden(tokens_BT, documents_BT), self.lm_head_weight)
 
-    def hidden(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, documents_BT: Tensor | None = None, tap: Tap = no_tap) -> Tensor:
         """What lm_head reads, [P, B, T, D]: the final norm's output times the lm_head multiplier."""
-        step = self._step(tokens_BT.shape[1], documents_BT)
+        step = self._step(tokens_BT.shape[1], documents_BT, tap)
         P, V, D = self.embedding_weight.shape
         # One look-up in all members' tables: its backward is one pass, where indexing dimension 1 takes one a token.
         rows_PBT = tokens_BT + V * torch.arange(P, device=tokens_BT.device)[:, None, None]
         embedded_PBTD = F.embedding(rows_PBT, self.embedding_weight.view(P * V, D))
         residual_PBTD = embedded_PBTD * step.scalar["embedding"][..., None]
+        tap("embedding", residual_PBTD)
         for block in self.layers:
             residual_PBTD = block(residual_PBTD, step)
         return rms_norm(residual_PBTD, self.final_norm * step.scalar["lm_head"][:, 0])
 
-    def _step(self, n_tokens: int, documents_BT: Tensor | None) -> Step:
+    def _step(self, n_tokens: int, documents_BT: Tensor | None, tap: Tap) -> Step:
         shape, dtype = self.shape, self.embedding_weight.dtype
         m = {name: value.to(dtype).view(-1, 1, 1) for name, value in self.multipliers.named_buffers()}
 
@@ -209,4 +240,5 @@ class Population(nn.Module):
             rows((a_in, shape.d_attn), (a_in * m["key"], shape.d_kv), (a_in, shape.d_kv)),
             ssm_in_proj,
             m,
+            tap,
         )

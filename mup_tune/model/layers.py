@@ -1,4 +1,4 @@
-"""Layers that carry a leading member axis: linear, RMSNorm, causal convolution, SwiGLU, and the fused loss.
+"""Layers that carry a leading member axis: linear, RMSNorm, causal convolution, and the fused loss.
 
 Shape suffixes: P members, B rows, T tokens of a row, N = B·T, n a chunk of N, D d_model (or any last dimension),
 I inputs, O outputs, C convolution channels, K kernel taps, F d_ff, V vocabulary. Members never meet: no value of one
@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 RMS_NORM_EPS = 1e-5
@@ -41,14 +40,6 @@ def rms_norm(x_PBTD: Tensor, weight_PD: Tensor, n_groups: int = 1) -> Tensor:
     x = torch.unflatten(at_least_fp32(x_PBTD), -1, (n_groups, -1))
     x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + RMS_NORM_EPS)
     return x.flatten(-2).to(x_PBTD.dtype) * weight_PD[:, None, None]
-
-
-def swiglu(
-    x_PBTD: Tensor, gate_PFD: Tensor, up_PFD: Tensor, down_PDF: Tensor, m_gate_P11: Tensor, m_down_P11: Tensor
-) -> Tensor:
-    """``m_down · W_down(W_up(x) · silu(m_gate · W_gate(x)))``; arXiv 2507.22448, §2."""
-    hidden_PBTF = linear(x_PBTD, up_PFD) * F.silu(linear(x_PBTD, gate_PFD, m_gate_P11))
-    return linear(hidden_PBTF, down_PDF, m_down_P11)
 
 
 class _CausalConv(torch.autograd.Function):

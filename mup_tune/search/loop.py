@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from mup_tune.engine.packing import halves, population_size, split
 from mup_tune.engine.work import Calibrate, Calibration, Outcome, OutOfMemoryError, Signal, Work
 from mup_tune.errors import UserError
+from mup_tune.files import content_hash
 from mup_tune.run.journal import Journal
 from mup_tune.search.plan import Plan
 from mup_tune.search.stage import Conclusion, State
@@ -67,7 +68,7 @@ class Sweep:
             return
         if isinstance(outcome, Calibration):
             speeds = {str(size): speed for size, speed in outcome.tokens_per_s.items()}
-            self.journal.set_note("calibration", {"tokens_per_s": speeds, "device": outcome.device})
+            self.journal.set_note(_id(work), {"tokens_per_s": speeds, "device": outcome.device})
         elif isinstance(outcome, PackResult):
             self.journal.commit(outcome)
         self.outstanding.discard(_id(work))
@@ -123,27 +124,31 @@ class Sweep:
         planned = self.journal.planned(key)
         self.queue.extend(planned)
         covered = {trial.hash for pack in planned for trial in pack.trials}
-        rest = [trial for trial in missing if trial.hash not in covered]
-        if not rest:
-            return
-        calibration = self._calibration()
-        if calibration is None:
+        kinds: dict[str, list[Trial]] = {}
+        for trial in missing:
+            if trial.hash not in covered:
+                kinds.setdefault(_kind(trial), []).append(trial)
+        # Calibrations first, and alone: what they say decides how the rest is packed.
+        unmeasured = [trials for kind, trials in kinds.items() if self.journal.get_note(f"calibration {kind}") is None]
+        if unmeasured:
             self.queue.clear()
-            self.queue.append(Calibrate(rest[0], tuple(size for size in SIZES if size <= max(1, len(rest)))))
+            for trials in unmeasured:
+                sizes = tuple(size for size in SIZES if size <= max(1, len(trials)))
+                self.queue.append(Calibrate(trials[0], sizes))
             return
-        size = min(self.largest, population_size(calibration, len(rest), self.lanes))
-        for trials in split(tuple(rest), size):
-            self.queue.append(self._planned(key, trials))
+        # The dearest Shape first: what is left at the barrier is cheap.
+        for kind, trials in sorted(kinds.items(), key=lambda item: -_cost(item[1][0])):
+            size = min(self.largest, population_size(self._calibration(kind), len(trials), self.lanes))
+            for members in split(tuple(trials), size):
+                self.queue.append(self._planned(key, members))
 
     def _planned(self, key: str, trials: tuple[Trial, ...]) -> Pack:
         pack = Pack.of(key, trials)
         self.journal.plan_pack(key, pack, {"members": len(trials), "lanes": self.lanes})
         return pack
 
-    def _calibration(self) -> Calibration | None:
-        note = self.journal.get_note("calibration")
-        if note is None:
-            return None
+    def _calibration(self, kind: str) -> Calibration:
+        note = self.journal.get_note(f"calibration {kind}")
         return Calibration({int(size): speed for size, speed in note["tokens_per_s"].items()}, note["device"])
 
     def _shrink(self, work: Work, error: OutOfMemoryError) -> None:
@@ -160,7 +165,16 @@ class Sweep:
 
 
 def _id(work: Work) -> str:
-    return work.id if isinstance(work, Pack) else "calibration"
+    return work.id if isinstance(work, Pack) else f"calibration {_kind(work.trial)}"
+
+
+def _cost(trial: Trial) -> float:
+    return trial.shape.flops_per_token(trial.budget.seq_len) * trial.budget.total_tokens
+
+
+def _kind(trial: Trial) -> str:
+    """What members of one pack share: Shape and Budget."""
+    return content_hash([trial.shape.model_dump(mode="json"), trial.budget.model_dump(mode="json")])
 
 
 def _label(work: Work) -> str:
