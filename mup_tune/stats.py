@@ -111,6 +111,21 @@ def paired_gain(candidate: Losses, reference: Losses, sigma: Sigma | None = None
     return _t_estimate(float(differences.mean()), sigma.value / sqrt(len(seeds)), sigma.dof)
 
 
+def slope(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
+    """Least-squares slope of y on x with Student's t CI on n − 2 degrees of freedom; None below three points.
+
+    Curvature counts as noise here: a line that bends has a wide CI.
+    """
+    x_n, y_n = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    spread = float(((x_n - x_n.mean()) ** 2).sum()) if len(x_n) else 0.0
+    if len(x_n) < 3 or spread == 0 or not np.isfinite(y_n).all():
+        return None
+    value = float(((x_n - x_n.mean()) * y_n).sum()) / spread
+    rest = y_n - y_n.mean() - value * (x_n - x_n.mean())
+    dof = len(x_n) - 2
+    return _t_estimate(value, sqrt(float((rest**2).sum()) / dof / spread), dof)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given; valid under any dependence."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])

@@ -112,14 +112,15 @@ class Block(nn.Module):
         """The Mamba-2 branch's contribution to the residual stream (arXiv 2405.21060, §7)."""
         shape = self.shape
         projected = linear(u_PBTD, self.ssm_in_proj, step.ssm_in_proj)
-        step.tap("zxBC", projected[..., : shape.d_ssm + shape.d_conv])
+        step.tap("ssm_projected", projected[..., : shape.d_ssm + shape.d_conv])
         z, xBC, dt_PBTH = torch.split(projected, [shape.d_ssm, shape.d_conv, shape.n_ssm_heads], -1)
         dt_PBTH = F.softplus(at_least_fp32(dt_PBTH) + at_least_fp32(self.dt_bias)[:, None, None])
         xBC = F.silu(causal_conv(xBC, self.conv1d_weight, self.conv1d_bias, step.documents))
         d_groups = shape.n_groups * shape.d_state
         x, B, C = torch.split(xBC, [shape.d_ssm, d_groups, d_groups], -1)
+        x_PBTHK = torch.unflatten(x, -1, (shape.n_ssm_heads, -1))
         y_PBTHK = ssd.ssd(
-            torch.unflatten(x, -1, (shape.n_ssm_heads, -1)),
+            x_PBTHK,
             dt_PBTH,
             -at_least_fp32(self.A_log).exp(),
             torch.unflatten(B, -1, (shape.n_groups, -1)),
@@ -132,6 +133,7 @@ class Block(nn.Module):
         if shape.gated_norm:
             y = rms_norm(y, self.gated_norm, shape.n_groups)
         out_PBTD = linear(y, self.ssm_out_proj, step.scalar["ssm_out"])
+        step.tap("ssm_x", x_PBTHK)
         step.tap("dt", dt_PBTH)
         step.tap("ssm_heads", y_PBTHK)
         step.tap("ssm_branch", out_PBTD)

@@ -68,14 +68,22 @@ def _drawn(role: Role, generator: torch.Generator) -> Tensor:
             # The bound is kernel^-½, PyTorch's for a depthwise convolution; the std of U(±b) is b/√3.
             return draw.uniform_(-1, 1, generator=generator).mul_(_std(role) * sqrt(3))
         case "log_uniform_A":
-            return draw.uniform_(A_LOW, A_HIGH, generator=generator).log_()
+            return (A_LOW + (A_HIGH - A_LOW) * _spread(draw, generator)).log_()
         case "softplus_inverse_dt":
-            dt = draw.uniform_(log(DT_LOW), log(DT_HIGH), generator=generator).exp_().clamp_(min=DT_FLOOR)
+            log_dt = log(DT_LOW) + (log(DT_HIGH) - log(DT_LOW)) * _spread(draw, generator)
+            dt = log_dt.exp_().clamp_(min=DT_FLOOR)
             return dt + torch.log(-torch.expm1(-dt))
         case "zeros":
             return draw.zero_()
         case "ones":
             return draw.fill_(1.0)
+
+
+def _spread(draw: Tensor, generator: torch.Generator) -> Tensor:
+    """U(0, 1) with one number in each n-th, in random order: every head's own law is unchanged, but two seeds no longer
+    differ in how many slow heads they drew, which is most of a narrow proxy's noise."""
+    order = torch.randperm(draw.numel(), generator=generator, device=draw.device)
+    return (draw.uniform_(generator=generator) + order.view_as(draw)) / draw.numel()
 
 
 def _std(role: Role) -> float:

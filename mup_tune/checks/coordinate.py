@@ -1,0 +1,202 @@
+"""The coordinate check: do all sites, and their changes, scale with width (and depth) as the rules predict?
+
+After arXiv 2203.03466, App. D.1, with a numeric verdict: the slope of log2 RMS over log2 width, minus the predicted
+exponent, with its 95 % CI over widths × seeds. Flat curves are
+necessary, not sufficient: pair this with the basin check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import log2
+from typing import Literal
+
+import numpy as np
+import torch
+
+from mup_tune.checks.sites import BY_NAME, SITES, Snapshot, measure, snapshot
+from mup_tune.data.batches import Batches
+from mup_tune.data.corpus import Corpus
+from mup_tune.errors import UserError
+from mup_tune.model import hf
+from mup_tune.model.falcon_h1 import Population
+from mup_tune.roles import RoleTable, role_table
+from mup_tune.settings import Settings, untuned
+from mup_tune.shape import Shape
+from mup_tune.stats import Estimate, slope
+from mup_tune.train.optimizer import MemberAdamW, rates
+from mup_tune.train.trainer import new_population, to_device
+
+TOLERANCE = 0.1  # τ, in units of the exponent
+FIRST_JUDGED_STEP = 2
+ROWS, SEQ_LEN = 8, 128
+NO_CLIPPING = float("inf")  # the clip norm is not width-invariant, and AdamW forgets a common factor anyway
+
+Verdict = Literal["pass", "fail", "inconclusive", "reported"]
+Parametrisation = Literal["mup", "sp"]
+Direction = Literal["width", "depth"]
+Prepare = Callable[[Population], None]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One size of the family, its seeds trained side by side: RMS by site, seed and step."""
+
+    shape: Shape
+    size: int
+    steps: list[int]
+    values: dict[str, list[list[float]]]  # site -> step -> seed
+    changes: dict[str, list[list[float]]]  # the same for the change since step 0; zeros at step 0
+    losses: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One row of the check's table. ``excess`` is measured − predicted slope."""
+
+    site: str
+    of: Literal["value", "change", "value at step 0"]
+    predicted: float | None
+    excess: Estimate | None
+    verdict: Verdict
+    why: str = ""
+
+
+def table_for(shape: Shape, settings: Settings, param: Parametrisation) -> RoleTable:
+    """µP: ``settings`` at ``shape`` by the rules. SP: multipliers 1, σ = fan_in^-½, one η and λ at every Shape."""
+    if param == "mup":
+        return role_table(shape, settings)
+    flat = untuned(shape).with_values({"elr": settings.elr, "ewd": settings.ewd, "rope_base": settings.rope_base})
+    return role_table(shape, flat)
+
+
+def trace(
+    table: RoleTable, size: int, corpus: Corpus, seeds: Sequence[int], steps: int, device: str, prepare: Prepare | None
+) -> Trace:
+    """Train ``steps`` steps at constant η and λ without clipping; look at a fixed batch before and after each second.
+
+    Args:
+        prepare: changes the population after its init; how sabotage is tested.
+    """
+    shape = table.shape
+    population = new_population(shape, [table] * len(seeds), list(seeds), device)
+    if prepare:
+        prepare(population)
+    parameters = dict(population.named_parameters())
+    optimizer = MemberAdamW(
+        parameters, rates(parameters, [table] * len(seeds), hf.owning_role), (0.9, 0.95), NO_CLIPPING
+    )
+    batches = Batches(corpus, "train", SEQ_LEN, ROWS, 0)
+    probe = to_device(Batches(corpus, "val", SEQ_LEN, ROWS, 0).batch(0), device)
+    alive = torch.ones(len(seeds), dtype=torch.bool, device=device)
+    first = snapshot(population, probe[0], probe[1])
+    found = Trace(shape, size, [], {}, {}, [])
+    _look(found, 0, first, first)
+    for step in range(steps):
+        batch = batches.batch(step)
+        optimizer.zero_grad()
+        nll_P = population.nll(*to_device(batch, device)).sum(1) / int((batch.targets_BT >= 0).sum())
+        nll_P.sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step(1.0, 1.0, optimizer.gradient_norms(), alive)
+        if (step + 1) % 2 == 0 or step + 1 == steps:
+            _look(found, step + 1, snapshot(population, probe[0], probe[1]), first)
+    return found
+
+
+def _look(found: Trace, step: int, seen: Snapshot, first: Snapshot) -> None:
+    """Reduce a snapshot to RMS per seed at once: the values themselves would fill the memory."""
+    found.steps.append(step)
+    found.losses.append([float(x) for x in seen.loss])
+    for table, since in ((found.values, None), (found.changes, first)):
+        for site, per_seed in measure(seen, since).items():
+            table.setdefault(site, []).append(per_seed)
+
+
+def judge(traces: Sequence[Trace], direction: Direction, depth_rule: str = "none") -> list[Judgement]:
+    """The verdict on every site, on its value and on its change, over the sizes of one family."""
+    sites = [site for site in SITES if site.name in traces[0].values]
+    if direction == "depth":
+        return [row for site in sites for row in _judge_depth(traces, site.name, depth_rule)]
+    rows = []
+    for site in sites:
+        start = _slope(traces, site.name, "value at step 0")
+        rows.append(_row(site.name, "value at step 0", site.start, start, "reported", "step 0"))
+        for of in ("value", "change"):
+            measured = _slope(traces, site.name, of)
+            verdict = verdict_of(measured, site.width, site.only_growth)
+            rows.append(_row(site.name, of, site.width, measured, verdict, _why(traces, site.name, of)))
+    return rows
+
+
+def verdict_of(measured: Estimate | None, predicted: float, only_growth: bool = False) -> Verdict:
+    """Pass: the whole CI of measured − predicted lies inside ±τ. Fail: all of it outside. Else inconclusive."""
+    if measured is None:
+        return "inconclusive"
+    low, high = measured.low - predicted, measured.high - predicted
+    if high <= TOLERANCE and (only_growth or low >= -TOLERANCE):
+        return "pass"
+    if low > TOLERANCE or (high < -TOLERANCE and not only_growth):
+        return "fail"
+    return "inconclusive"
+
+
+def overall(rows: Sequence[Judgement]) -> Verdict:
+    """Fail if any judged site fails, else inconclusive if any is, else pass."""
+    verdicts = [row.verdict for row in rows]
+    return "fail" if "fail" in verdicts else "inconclusive" if "inconclusive" in verdicts else "pass"
+
+
+def _judge_depth(traces: Sequence[Trace], name: str, depth_rule: str) -> list[Judgement]:
+    """Without a depth rule the stream grows and is only reported; what reads it through a norm must stay flat."""
+    site, rows = BY_NAME[name], []
+    for of in ("value", "change"):
+        measured = _slope(traces, name, of)
+        free = depth_rule == "none" and not (site.reads_norm and of == "value")
+        expected = " (0.5 … 1 expected)" if name == "residual" else ""
+        why = f"no depth rule: reported{expected}" if free else ""
+        verdict: Verdict = "reported" if free else verdict_of(measured, 0.0, site.only_growth)
+        rows.append(_row(name, of, None if free else 0.0, measured, verdict, why or _why(traces, name, of)))
+    return rows
+
+
+def _row(
+    site: str,
+    of: Literal["value", "change", "value at step 0"],
+    predicted: float | None,
+    measured: Estimate | None,
+    verdict: Verdict,
+    why: str,
+) -> Judgement:
+    shift = predicted or 0.0
+    excess = measured and Estimate(measured.value - shift, measured.low - shift, measured.high - shift)
+    return Judgement(site, of, predicted, excess, verdict, why)
+
+
+def _slope(traces: Sequence[Trace], site: str, of: str) -> Estimate | None:
+    """Slope of log2 RMS over log2 size; a seed's steps are averaged first, for they are not independent."""
+    x, y = [], []
+    for each in traces:
+        table = each.changes[site] if of == "change" else each.values[site]
+        rows = [row for step, row in zip(each.steps, table, strict=True) if (step == 0) == (of == "value at step 0")]
+        rows = [row for row in rows if row] if of == "value at step 0" else rows
+        with np.errstate(divide="ignore"):
+            logs = np.log2(np.asarray(rows)).mean(axis=0)
+        x += [log2(each.size)] * len(logs)
+        y += [float(value) for value in logs]
+    return slope(x, y)
+
+
+def _why(traces: Sequence[Trace], site: str, of: str) -> str:
+    table = [(each.changes if of == "change" else each.values)[site] for each in traces]
+    if not np.isfinite(np.asarray([rows[1:] for rows in table])).all():
+        return "not finite at some size"
+    return "" if (np.asarray([rows[1:] for rows in table]) > 0).all() else "exactly 0 at some size"
+
+
+def check_sizes(sizes: Sequence[int], flag: str) -> None:
+    """A slope needs three different sizes."""
+    if len(set(sizes)) != len(sizes) or len(sizes) < 3:
+        raise UserError(
+            f"{', '.join(map(str, sizes))}: at least three different sizes are needed", field=flag, fix="e.g. 32,64,128"
+        )

@@ -1,0 +1,156 @@
+"""``check``: numeric verdicts on the parametrisation, on the user's own shapes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mup_tune.cli.inspect import JsonOption
+from mup_tune.cli.output import console, err_console, print_json, print_rows
+from mup_tune.errors import UserError, unknown
+from mup_tune.files import dump_yaml, write_atomic
+from mup_tune.settings import Settings, load_settings
+from mup_tune.shape import Shape, load_shape, scaled
+
+if TYPE_CHECKING:
+    from mup_tune.checks.coordinate import Direction, Judgement, Parametrisation, Trace
+
+EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
+
+check = typer.Typer(
+    no_args_is_help=True, help="Verdicts on the parametrisation: do sites and optima stay where they should?"
+)
+
+
+def sizes(text: str, flag: str) -> tuple[int, ...]:
+    """The whole numbers of ``32,64,128``."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise UserError(f"{text!r} is not a list of sizes", field=flag, fix="Write it like 32,64,128")
+    return tuple(int(part) for part in parts)
+
+
+@check.command()
+def coordinate(
+    shape: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="The family: its channel ratios and head dims.")
+    ] = "cpu-64",
+    widths: Annotated[str, typer.Option(help="d_model values, three or more.")] = "32,64,128,256",
+    depths: Annotated[str, typer.Option(help="Layer counts; checks depth at the shape's own width instead.")] = "",
+    settings: Annotated[str, typer.Option(metavar="NAME|FILE", help="untuned is relative to --shape.")] = "untuned",
+    param: Annotated[
+        str, typer.Option(help="mup: the rules. sp: standard parametrisation, which has to fail.")
+    ] = "mup",
+    steps: Annotated[int, typer.Option(min=2, help="Training steps, at constant η and λ, without clipping.")] = 10,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds a size, trained side by side.")] = 3,
+    corpus: Annotated[str, typer.Option(help="A prepared corpus.")] = "python-stdlib",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for figures and tables.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """RMS of every site, and of its change, against width: measured minus predicted exponent, with its 95 % CI.
+
+    Pass: the whole CI lies inside ±0.1. Fail: all of it outside. Else inconclusive: add seeds or widths. Step 0 is
+    reported, steps ≥ 2 are judged. Exit 0 pass, 1 fail, 3 inconclusive. q, v, up and the attention output grow as d
+    on purpose, k and the residual gradient shrink as 1/d: Falcon-H1 parks its width factors there. Logits may shrink.
+    """
+    if param not in ("mup", "sp"):
+        raise UserError(unknown("parametrisation", param, ("mup", "sp")), field="--param")
+    family = load_shape(shape)
+    direction: Direction = "depth" if depths else "width"
+    wanted = sizes(depths, "--depths") if depths else sizes(widths, "--widths")
+    shapes = [scaled(family, family.d_model, size) if depths else scaled(family, size) for size in wanted]
+    tuned = load_settings(settings, family)
+    from mup_tune.checks.coordinate import check_sizes, judge, overall
+
+    check_sizes(wanted, f"--{direction}s")
+    _loud_about_base(tuned, shapes)
+    traces = _traces(shapes, wanted, tuned, "mup" if param == "mup" else "sp", steps, seeds, corpus)
+    rows = judge(traces, direction, tuned.depth_rule)
+    verdict = overall(rows)
+    if out:
+        _write(out, traces, rows, direction)
+    if json:
+        print_json({"verdict": verdict, "direction": direction, "sizes": wanted, "rows": [asdict(row) for row in rows]})
+    else:
+        _print(rows, verdict, f"{param} over {direction}s {', '.join(map(str, wanted))}, {seeds} seeds")
+    raise typer.Exit(EXIT[verdict])
+
+
+def _loud_about_base(settings: Settings, shapes: list[Shape]) -> None:
+    if all(settings.base.d_model != shape.d_model for shape in shapes):
+        err_console.print(f"note: the Settings' base width is {settings.base.d_model}; no checked size equals it")
+
+
+def _traces(
+    shapes: list[Shape],
+    wanted: tuple[int, ...],
+    settings: Settings,
+    param: Parametrisation,
+    steps: int,
+    seeds: int,
+    corpus: str,
+) -> list[Trace]:
+    import torch
+    from rich.progress import track
+
+    from mup_tune.checks.coordinate import table_for, trace
+    from mup_tune.data.corpus import open_corpus
+
+    opened, device = open_corpus(corpus), "cuda" if torch.cuda.is_available() else "cpu"
+    if opened.vocab_size > shapes[0].vocab_size:
+        raise UserError(
+            f"its vocabulary is {opened.vocab_size}, the shape's {shapes[0].vocab_size}",
+            file=corpus,
+            field="--corpus",
+            fix="Give a shape with at least that vocab_size",
+        )
+    tables = [table_for(shape, settings, param) for shape in shapes]
+    pairs = list(zip(tables, wanted, strict=True))
+    return [
+        trace(table, size, opened, range(seeds), steps, device, None)
+        for table, size in track(pairs, "training", console=err_console, transient=True)
+    ]
+
+
+def _print(rows: list[Judgement], verdict: str, title: str) -> None:
+    shown: list[dict[str, Any]] = []
+    for row in rows:
+        excess = row.excess
+        shown.append(
+            {
+                "site": row.site,
+                "of": row.of,
+                "predicted": row.predicted,
+                "measured − predicted": excess and f"{excess.value:+.3f}",
+                "95 % CI": excess and f"{excess.low:+.3f} … {excess.high:+.3f}",
+                "verdict": row.verdict,
+                "why": row.why,
+            }
+        )
+    print_rows(shown, title, "Slope of log2 RMS over log2 size. Logits and attention logits may shrink: expected.")
+    tail = ": add seeds (--seeds) or sizes" if verdict == "inconclusive" else ""
+    failed = ", ".join(f"{row.site} ({row.of})" for row in rows if row.verdict == "fail")
+    console.print(f"[bold]{verdict}[/]{tail}" + (f": {failed}" if failed else ""), highlight=False)
+
+
+def _write(out: Path, traces: list[Trace], rows: list[Judgement], direction: Direction) -> None:
+    from mup_tune.checks.figures import coordinate_figure
+
+    out.mkdir(parents=True, exist_ok=True)
+    for of in ("value", "change"):
+        figure = coordinate_figure(traces, rows, of, direction)
+        for suffix in ("svg", "png"):
+            figure.savefig(out / f"coordinate-{direction}-{of}.{suffix}", dpi=130)
+    write_atomic(out / f"coordinate-{direction}.yaml", dump_yaml([_plain(row) for row in rows]))
+
+
+def _plain(row: Judgement) -> dict[str, Any]:
+    excess = row.excess and [row.excess.value, row.excess.low, row.excess.high]
+    return {"site": row.site, "of": row.of, "predicted": row.predicted, "excess": excess, "verdict": row.verdict}
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(check, name="check")

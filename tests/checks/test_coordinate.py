@@ -1,0 +1,194 @@
+"""The check passes for the rules and fails, at the right site, for each way to break them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import isclose, log2, sqrt
+from pathlib import Path
+
+import pytest
+import torch
+
+from mup_tune.checks.coordinate import Judgement, Trace, judge, overall, table_for, trace, verdict_of
+from mup_tune.checks.sites import SITES
+from mup_tune.data.corpus import Corpus
+from mup_tune.model.falcon_h1 import Population
+from mup_tune.roles import RoleTable, role_table
+from mup_tune.settings import untuned
+from mup_tune.shape import Shape, load_shape, scaled
+from mup_tune.stats import Estimate, slope
+
+FAMILY = load_shape("cpu-64")
+WIDTHS, SEEDS, STEPS = (32, 64, 128), range(6), 6
+Break = Callable[[RoleTable], RoleTable]
+Prepare = Callable[[Population], None]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    from mup_tune.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("text")
+    source = Path(torch.__file__).parent / "nn" / "modules"
+    prepare(sorted(source.glob("*.py")), folder / "corpus", tokenizer="bytes", val_fraction=0.2)
+    return Corpus.open(folder / "corpus")
+
+
+def tables(change: Break = lambda table: table, widths: Sequence[int] = WIDTHS) -> list[RoleTable]:
+    return [change(table_for(scaled(FAMILY, width), untuned(FAMILY), "mup")) for width in widths]
+
+
+def run(corpus: Corpus, resolved: Sequence[RoleTable], prepare: Prepare | None = None) -> list[Judgement]:
+    torch.set_num_threads(1)
+    traces = [trace(each, each.shape.d_model, corpus, SEEDS, STEPS, "cpu", prepare) for each in resolved]
+    return judge(traces, "width")
+
+
+def failed(rows: Sequence[Judgement]) -> set[str]:
+    return {row.site for row in rows if row.verdict == "fail"}
+
+
+def forward(name: str, power: float) -> Break:
+    """Multiply a forward multiplier by (d/64)^power."""
+
+    def change(table: RoleTable) -> RoleTable:
+        return replace(table, forward=table.forward | {name: table.forward[name] * (table.shape.d_model / 64) ** power})
+
+    return change
+
+
+def init_std(parameter: str, power: float) -> Break:
+    def change(table: RoleTable) -> RoleTable:
+        factor = (table.shape.d_model / 64) ** power
+        rows = [
+            replace(row, init_std=row.init_std * factor) if row.parameter == parameter and row.init_std else row
+            for row in table.rows
+        ]
+        return replace(table, rows=tuple(rows))
+
+    return change
+
+
+def test_the_rules_pass_everywhere(corpus: Corpus) -> None:
+    rows = run(corpus, tables(widths=(64, 128, 256)))
+    assert failed(rows) == set()
+    judged = [row for row in rows if row.verdict != "reported"]
+    assert sum(row.verdict == "pass" for row in judged) > 0.6 * len(judged)
+    starts = {row.site: row.excess for row in rows if row.of == "value at step 0"}
+    assert all(abs(excess.value) < 0.1 for excess in starts.values() if excess)
+
+
+def test_standard_parametrisation_fails_at_the_features_changes(corpus: Corpus) -> None:
+    resolved = [table_for(scaled(FAMILY, width), untuned(FAMILY), "sp") for width in WIDTHS]
+    rows = run(corpus, resolved)
+    assert {"z", "x", "gate", "residual"} <= {row.site for row in rows if row.of == "change" and row.verdict == "fail"}
+    assert overall(rows) == "fail"
+
+
+def test_lm_head_without_its_factor_fails_at_the_logits(corpus: Corpus) -> None:
+    assert "logits" in failed(run(corpus, tables(forward("lm_head", 1))))
+
+
+def test_key_with_one_factor_fails_at_k_and_the_attention_logits(corpus: Corpus) -> None:
+    found = failed(run(corpus, tables(forward("key", 1))))
+    assert {"k", "attention logits"} <= found
+    assert not found & {"z", "x", "q", "gate", "up"}
+
+
+def test_lm_head_init_that_grows_fails_at_the_residual_gradient(corpus: Corpus) -> None:
+    found = failed(run(corpus, tables(init_std("lm_head.weight", 0.5))))
+    assert "residual gradient" in found
+    assert not found & {"z", "x", "B", "C", "q", "k", "gate", "up"}
+
+
+def test_transformers_own_ssm_init_fails_at_the_decay(corpus: Corpus) -> None:
+    @torch.no_grad()
+    def prepare(population: Population) -> None:
+        for block in population.layers:
+            heads = block.A_log.shape[1]
+            block.A_log.copy_(torch.log(torch.arange(1.0, heads + 1)).expand_as(block.A_log))
+            block.dt_bias.fill_(1.0)
+
+    found = failed(run(corpus, tables(), prepare))
+    assert "SSM decay" in found
+    assert not found & {"z", "x", "B", "C", "q", "k", "gate", "up"}
+
+
+@pytest.mark.parametrize(("name", "site"), [("conv1d_weight", "SSM output"), ("D", "SSM output")])
+def test_conv_or_skip_scaled_with_width_fails_at_the_ssm(corpus: Corpus, name: str, site: str) -> None:
+    @torch.no_grad()
+    def prepare(population: Population) -> None:
+        for block in population.layers:
+            getattr(block, name).mul_(population.shape.d_model / 64)
+
+    found = failed(run(corpus, tables(), prepare))
+    assert site in found
+    assert not found & {"q", "k", "attention logits", "gate", "up", "z", "x", "B", "C"}
+
+
+def test_predicted_exponents_follow_from_the_role_table() -> None:
+    """What a linear site's RMS is at init: std · √fan_in · multiplier, over two widths."""
+    one, four = (role_table(scaled(FAMILY, width), untuned(FAMILY)) for width in (64, 256))
+    where = {"z": ("in_proj", "z"), "x": ("in_proj", "x"), "B": ("in_proj", "B"), "C": ("in_proj", "C")}
+    where |= {"q": ("q_proj", ""), "k": ("k_proj", ""), "gate": ("gate_proj", ""), "up": ("up_proj", "")}
+    where |= {"logits": ("lm_head", "")}
+    for site in SITES:
+        if site.name not in where:
+            continue
+        parameter, part = where[site.name]
+        size = []
+        for table in (one, four):
+            (row,) = [row for row in table.rows if parameter in row.parameter and row.slice == part]
+            size.append((row.init_std or 0) * sqrt(row.shape[1]) * row.multiplier)
+        assert isclose(log2(size[1] / size[0]) / 2, site.start, abs_tol=1e-9), site.name
+
+
+def made_up(exponent: float, noise: float) -> list[Trace]:
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for width in (32, 64, 128, 256):
+        values = [[width**exponent * 2 ** (noise * float(torch.randn((), generator=generator))) for _ in range(4)]]
+        site = {"z": values * 3}
+        found.append(Trace(scaled(FAMILY, width), width, [0, 2, 4], site, site, [[1.0] * 4] * 3))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("exponent", "noise", "verdict"),
+    [
+        (0.0, 0.02, "pass"),
+        (0.5, 0.02, "fail"),
+        (-0.5, 0.02, "fail"),
+        (0.0, 1.0, "inconclusive"),
+        (0.1, 0.05, "inconclusive"),
+    ],
+)
+def test_verdicts_on_made_up_traces(exponent: float, noise: float, verdict: str) -> None:
+    rows = [row for row in judge(made_up(exponent, noise), "width") if row.of == "value"]
+    assert [row.verdict for row in rows] == [verdict]
+
+
+def test_logits_may_shrink_but_not_grow() -> None:
+    assert verdict_of(Estimate(-0.5, -0.52, -0.48), 0.0, only_growth=True) == "pass"
+    assert verdict_of(Estimate(0.5, 0.48, 0.52), 0.0, only_growth=True) == "fail"
+    assert verdict_of(Estimate(-0.5, -0.9, 0.2), 0.0, only_growth=True) == "inconclusive"
+    assert verdict_of(None, 0.0) == "inconclusive"
+
+
+def test_slopes_cover_the_truth() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = [0.0, 1.0, 2.0, 3.0] * 3
+    hits = 0
+    for _ in range(400):
+        found = slope(x, [2 * each + float(torch.randn((), generator=generator)) for each in x])
+        hits += found is not None and found.low <= 2 <= found.high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_a_width_that_rounds_a_head_is_refused() -> None:
+    from mup_tune.errors import UserError
+
+    with pytest.raises(UserError, match="n_heads"):
+        scaled(FAMILY, 40)
+    assert isinstance(scaled(FAMILY, 96), Shape)
