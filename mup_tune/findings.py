@@ -84,6 +84,43 @@ class Comparison(Model):
     verdict: str
 
 
+class BasinSize(Model):
+    """One size in a :class:`Basin`. ``drift`` and ``regret`` are against the family's smallest size.
+
+    ``optimum``: log2 offset; None where the grid does not hold it, whatever the parabola of ``fit`` says. ``drift``: optimum here − optimum there, in log2. ``regret``: what the smallest size's optimum costs here, in
+    nats/token. ``best_offset``: the trained point with the lowest mean loss. ``note`` says why something is missing.
+    """
+
+    label: str
+    d_model: int
+    n_layers: int
+    parameters: int
+    points: tuple[Point, ...]
+    fit: Fit | None
+    optimum: Interval | None
+    drift: Interval | None
+    regret: Interval | None
+    best_offset: float | None
+    note: str = ""
+
+    @property
+    def best(self) -> Point | None:
+        return next((point for point in self.points if point.offset == self.best_offset), None)
+
+
+class Basin(Model):
+    """Loss against one hyperparameter at every size of a family, smallest first, under one parametrisation.
+
+    ``verdict`` is about the drift of the largest size's optimum; ``why`` is a sentence.
+    """
+
+    param: Literal["mup", "sp"]
+    hp: str
+    sizes: tuple[BasinSize, ...]
+    verdict: Literal["pass", "fail", "inconclusive"]
+    why: str
+
+
 class Finding(Model):
     """All that one stage learned. ``summary`` is prose for people, a sentence an entry.
 
@@ -98,5 +135,6 @@ class Finding(Model):
     on_path: bool = True
     axes: tuple[AxisFinding, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    basins: tuple[Basin, ...] = ()
     sigma_delta: float | None = None
     summary: tuple[str, ...] = ()

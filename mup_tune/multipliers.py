@@ -18,11 +18,12 @@ from mup_tune.files import Model
 from mup_tune.shape import NonNegative, Positive, Shape
 
 Kind = Literal["forward", "lr", "wd"]
+DepthRule = Literal["none", "completep"]
 REPORT, LEARNABLE, FITTED = "arXiv 2507.22448", "arXiv 2601.04890 §2", "fit to the released configs"
 
 
 class Base(Model):
-    """The base Shape of some Settings: the sizes at which every width factor is 1."""
+    """The base Shape of some Settings: the sizes at which every width and depth factor is 1."""
 
     d_model: Positive
     d_attn: Positive
@@ -42,7 +43,7 @@ FALCON_H1_BASE = Base(d_model=1280, d_attn=768, head_dim=128, d_ssm=2048, d_stat
 
 @dataclass(frozen=True)
 class Rule:
-    """A width rule: ``factor(shape, base)`` carries a base value to a Shape; ``formula`` is what is printed."""
+    """A width or depth rule: ``factor(shape, base)`` carries a base value to a Shape; ``formula`` is printed."""
 
     formula: str
     factor: Callable[[Shape, Base], float]
@@ -84,6 +85,11 @@ def per_mlp_down(shape: Shape, base: Base) -> float:
     return base.d_model * base.d_ff / (shape.d_model * shape.d_ff)
 
 
+def per_n_layers(shape: Shape, base: Base) -> float:
+    """L₀/L: the contributions of L layers to the residual stream keep their sum (CompleteP, α = 1)."""
+    return base.n_layers / shape.n_layers
+
+
 CONSTANT = Rule("1", constant)
 D_MODEL = Rule("d₀/d", per_d_model)
 KEY = Rule("(d₀/d)² · √(head_dim₀/head_dim)", per_key)
@@ -92,6 +98,10 @@ D_SSM = Rule("d_ssm₀/d_ssm", per_d_ssm)
 D_STATE = Rule("d_state₀/d_state", per_d_state)
 MLP_DOWN = Rule("(d₀·d_ff₀)/(d·d_ff)", per_mlp_down)
 NO_WIDTH_FACTOR = Rule("1", constant, REPORT)
+
+# The factor on BRANCHES, and on AdamW's eps inside the blocks; at α = 1 it leaves η, λ and init alone.
+COMPLETEP = Rule("L₀/L", per_n_layers, "arXiv 2505.01618, Table 1 at α = 1")
+BRANCHES = ("attention_out", "ssm_out", "mlp_down")  # the forward multipliers that close a residual branch
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,19 @@ MULTIPLIERS: tuple[Multiplier, ...] = (
 )
 BY_NAME: dict[str, Multiplier] = {multiplier.name: multiplier for multiplier in MULTIPLIERS}
 NAMES: tuple[str, ...] = tuple(BY_NAME)
+
+
+def scaling_rule(name: str, depth_rule: DepthRule) -> Rule:
+    """What carries a multiplier's base value to a Shape: its width rule, on a branch times the depth rule's."""
+    width = BY_NAME[name].rule
+    if depth_rule == "none" or name not in BRANCHES:
+        return width
+    return Rule(
+        f"{width.formula} · {COMPLETEP.formula}",
+        lambda shape, base: width.factor(shape, base) * COMPLETEP.factor(shape, base),
+        f"{width.source}; {COMPLETEP.source}",
+    )
+
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "forward": tuple(m.name for m in MULTIPLIERS if m.kind == "forward"),

@@ -14,11 +14,21 @@ from math import sqrt
 from typing import Literal
 
 from mup_tune.errors import UserError
-from mup_tune.multipliers import BY_NAME, FITTED, LEARNABLE, REPORT, Rule, constant, per_d_model
+from mup_tune.multipliers import (
+    BY_NAME,
+    COMPLETEP,
+    FITTED,
+    LEARNABLE,
+    REPORT,
+    Rule,
+    constant,
+    per_d_model,
+    scaling_rule,
+)
 from mup_tune.settings import Init, Settings
 from mup_tune.shape import Shape
 
-EPS = 1e-16
+EPS = 1e-16  # on every row and at every width (arXiv 2507.22448)
 Distribution = Literal["normal", "zeros", "ones", "conv_uniform", "log_uniform_A", "softplus_inverse_dt"]
 # The two multiplier fields of the config that carry no tuned value.
 FIXED = {"attention_in": Rule("1", constant), "ssm_in": Rule("d₀/d", per_d_model)}
@@ -97,7 +107,8 @@ def forward_multipliers(shape: Shape, settings: Settings) -> dict[str, float]:
     values = {name: rule.factor(shape, base) for name, rule in FIXED.items()}
     for multiplier in BY_NAME.values():
         if multiplier.kind == "forward" and (shape.d_ssm or not multiplier.needs_ssm):
-            values[multiplier.name] = settings.multipliers[multiplier.name] * multiplier.rule.factor(shape, base)
+            rule = scaling_rule(multiplier.name, settings.depth_rule)
+            values[multiplier.name] = settings.multipliers[multiplier.name] * rule.factor(shape, base)
     return values
 
 
@@ -134,7 +145,12 @@ def role_table(shape: Shape, settings: Settings) -> RoleTable:
         source: str,
     ) -> None:
         lr, weight_decay = group_lr_wd(settings, group)
-        rows.append(Role(parameter, slice_, size, distribution, std, multiplier, lr, weight_decay, EPS, rule, source))
+        eps = EPS
+        if settings.depth_rule == "completep" and parameter.startswith(layer):
+            # Gradients inside a branch carry its factor, and eps is compared with them.
+            eps *= COMPLETEP.factor(shape, base)
+            rule, source = f"{rule}; eps ∝ {COMPLETEP.formula}", f"{source}; {COMPLETEP.source}"
+        rows.append(Role(parameter, slice_, size, distribution, std, multiplier, lr, weight_decay, eps, rule, source))
 
     def matrix(
         parameter: str, size: tuple[int, int], group: str, base_fan_in: int, used: str, slice_: str = ""
@@ -143,7 +159,7 @@ def role_table(shape: Shape, settings: Settings) -> RoleTable:
         product, formulas = 1.0, []
         for name in names:
             product *= m[name]
-            formula = FIXED[name].formula if name in FIXED else BY_NAME[name].rule.formula
+            formula = FIXED[name].formula if name in FIXED else scaling_rule(name, settings.depth_rule).formula
             formulas.append(f"{name} ∝ {formula}" if formula != "1" else f"{name} constant")
         std = hidden_std(init, size[1], base_fan_in)
         growth = "σ₀·√(fan_in/fan_in₀)" if init.rule == "fan_in" else "σ₀ constant"

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from mup_tune.errors import UserError, unknown
 from mup_tune.files import Model, dump_yaml, read_yaml, validated
-from mup_tune.multipliers import BY_NAME, FALCON_H1_BASE, MULTIPLIERS, NAMES, Base
+from mup_tune.multipliers import BY_NAME, FALCON_H1_BASE, MULTIPLIERS, NAMES, Base, DepthRule
 from mup_tune.shape import Shape
 
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -41,7 +41,8 @@ class Init(Model):
 class Settings(Model):
     """One point of the search: global ELR and EWD, the 35 multipliers, RoPE base, init; relative to ``base``.
 
-    A multiplier left out of a file is 1.
+    A multiplier left out of a file is 1. ``depth_rule: completep`` scales the residual branches by L₀/L (arXiv
+    2505.01618, α = 1), L₀ being the base's; ``none`` is Falcon-H1's.
     """
 
     name: str = ""
@@ -50,7 +51,7 @@ class Settings(Model):
     ewd: PositiveFloat = EWD_0
     rope_base: PositiveFloat = 1e11
     init: Init = Init()
-    depth_rule: Literal["none"] = "none"
+    depth_rule: DepthRule = "none"
     multipliers: dict[str, PositiveFloat]
 
     @field_validator("multipliers")

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isclose, sqrt
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mup_tune.errors import UserError
-from mup_tune.multipliers import BY_NAME, GROUPS, MATRICES, MULTIPLIERS, NAMES
+from mup_tune.multipliers import BRANCHES, BY_NAME, GROUPS, MATRICES, MULTIPLIERS, NAMES
 from mup_tune.roles import group_lr_wd, role_table
-from mup_tune.settings import Settings, falcon_h1_published, untuned
+from mup_tune.settings import Settings, falcon_h1_published, load_settings, untuned
 from mup_tune.shape import RELEASED, Shape, load_shape, make_proxy
 
 # Values of the released config.json files (arXiv 2507.22448), written as the powers and fractions they are.
@@ -36,11 +38,13 @@ RELEASED_VALUES = {
     },
     "falcon-h1-7b": {
         "lm_head": 0.013020833333333334,
+        "key": 0.17677669529663689 * 25 / 144,
         "attention_out": 0.10416666666666667,
         "ssm_in": 0.4166666666666667,
         "ssm_out": 0.11785113019775793,
         "mlp_gate": 0.2946278254943948,
         "mlp_down": 0.032552083333333336,
+        "ssm_B": 0.17677669529663689,
     },
     "falcon-h1-34b": {
         "lm_head": 0.0078125,
@@ -50,6 +54,7 @@ RELEASED_VALUES = {
         "ssm_out": 0.08838834764831845,
         "mlp_gate": 0.17677669529663687,
         "mlp_down": 0.011160714285714286,
+        "ssm_B": 0.17677669529663689,
     },
 }
 
@@ -72,9 +77,59 @@ def test_rules_reproduce_the_released_forward_multipliers(name: str) -> None:
         "ssm_dt": 2**-1.5,
         "attention_in": 1.0,
     }
-    for field, value in (RELEASED_VALUES[name] | constants).items():
+    released = RELEASED_VALUES[name] | constants
+    assert len(released) == 14
+    assert forward.keys() == released.keys()
+    for field, value in released.items():
         assert isclose(forward[field], value, rel_tol=1e-12), field
-    assert len(forward) == 14
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_shapes_whose_released_values_were_not_read_say_that_theirs_are_predictions(name: str) -> None:
+    assert ("predictions of the rules" in load_shape(name).note) == (name not in RELEASED_VALUES)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.parametrize("start", ["untuned", "published"])
+def test_completep_moves_the_branches_and_eps_inside_the_blocks_and_nothing_else(name: str, start: str) -> None:
+    """arXiv 2505.01618, Table 1 at α = 1: branches and eps of the residual blocks × L₀/L; η, λ and init as they are."""
+    shape = load_shape(name)
+    settings = falcon_h1_published() if start == "published" else untuned(load_shape("cpu-64"))
+    plain, deep = (
+        role_table(shape, settings),
+        role_table(shape, settings.model_copy(update={"depth_rule": "completep"})),
+    )
+    ratio = settings.base.n_layers / shape.n_layers
+    for field, value in plain.forward.items():
+        assert isclose(deep.forward[field], value * (ratio if field in BRANCHES else 1), rel_tol=1e-12), field
+    for a, b in zip(plain.rows, deep.rows, strict=True):
+        branch = next((each for each in BRANCHES if each in a.rule), None)
+        inside = a.parameter.startswith("model.layers.")
+        assert isclose(b.multiplier, a.multiplier * (ratio if branch else 1), rel_tol=1e-12)
+        assert isclose(b.eps, a.eps * (ratio if inside else 1), rel_tol=1e-12)
+        assert replace(b, multiplier=a.multiplier, eps=a.eps, rule=a.rule, source=a.source) == a
+        assert b.rule.count("L₀/L") == (branch is not None) + inside
+        assert ("2505.01618" in b.source) == inside
+        assert "L₀" not in a.rule
+    assert sum(any(branch in row.rule for branch in BRANCHES) for row in plain.rows) == 3
+
+
+def test_completep_at_the_base_depth_is_no_depth_rule() -> None:
+    shape = load_shape("falcon-h1-1.5b-deep")
+    deep = role_table(shape, falcon_h1_published().model_copy(update={"depth_rule": "completep"}))
+    assert deep.forward == role_table(shape, falcon_h1_published()).forward
+    assert {row.eps for row in deep.rows} == {1e-16}
+
+
+def test_the_depth_rule_is_part_of_a_settings_identity_and_survives_a_file(tmp_path: Path) -> None:
+    deep = falcon_h1_published().model_copy(update={"depth_rule": "completep"})
+    assert deep.content_hash() != falcon_h1_published().content_hash()
+    path = tmp_path / "deep.yaml"
+    path.write_text(deep.to_yaml())
+    assert load_settings(str(path), None) == deep
+    path.write_text(deep.to_yaml().replace("completep", "complete-p"))
+    with pytest.raises(UserError, match=r"deep\.yaml: depth_rule"):
+        load_settings(str(path), None)
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -140,6 +195,15 @@ def test_elr_and_ewd_multipliers_are_orthogonal(name: str, m_elr: float, m_ewd: 
     assert isclose(sqrt(lam / eta), settings.ewd * m_ewd, rel_tol=1e-9)
 
 
+@given(st.sampled_from(MATRICES), st.floats(0.1, 10))
+def test_the_abc_symmetry_keeps_the_elr_and_is_an_ewd_multiplier(name: str, theta: float) -> None:
+    """θ in the weight: η → θη and λ → λ/θ, which is mW → mW/θ at the same mE."""
+    settings = falcon_h1_published()
+    eta, lam = group_lr_wd(settings, name)
+    shifted = group_lr_wd(settings.scaled({f"{name}.ewd": 1 / theta}), name)
+    assert shifted == pytest.approx((theta * eta, lam / theta), rel=1e-12)
+
+
 @given(st.sampled_from(NAMES), st.floats(0.1, 10).filter(lambda x: abs(x - 1) > 0.01))
 def test_every_multiplier_changes_the_table(name: str, factor: float) -> None:
     shape = load_shape("falcon-h1-1.5b-deep")
@@ -150,12 +214,8 @@ def test_every_multiplier_changes_the_table(name: str, factor: float) -> None:
     ]
 
 
-def test_settings_survive_a_file_bit_for_bit(tmp_path: object) -> None:
-    from pathlib import Path
-
-    from mup_tune.settings import load_settings
-
-    path = Path(str(tmp_path)) / "mine.yaml"
+def test_settings_survive_a_file_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
     settings = falcon_h1_published().scaled({"elr": 1.1, "key": 0.7, "rope_base": 1e-7})
     path.write_text(settings.to_yaml())
     assert load_settings(str(path), None).content_hash() == settings.content_hash()

@@ -21,6 +21,7 @@ from mup_tune.data.corpus import Corpus
 from mup_tune.errors import UserError
 from mup_tune.model import hf
 from mup_tune.model.falcon_h1 import Population
+from mup_tune.multipliers import DepthRule
 from mup_tune.roles import RoleTable, role_table
 from mup_tune.settings import Settings, untuned
 from mup_tune.shape import Shape
@@ -44,6 +45,7 @@ class Trace:
     """One size of the family, its seeds trained side by side: RMS by site, seed and step."""
 
     shape: Shape
+    direction: Direction
     size: int
     steps: list[int]
     values: dict[str, list[list[float]]]  # site -> step -> seed
@@ -72,7 +74,13 @@ def table_for(shape: Shape, settings: Settings, param: Parametrisation) -> RoleT
 
 
 def trace(
-    table: RoleTable, size: int, corpus: Corpus, seeds: Sequence[int], steps: int, device: str, prepare: Prepare | None
+    table: RoleTable,
+    direction: Direction,
+    corpus: Corpus,
+    seeds: Sequence[int],
+    steps: int,
+    device: str,
+    prepare: Prepare | None = None,
 ) -> Trace:
     """Train ``steps`` steps at constant η and λ without clipping; look at a fixed batch before and after each second.
 
@@ -91,7 +99,8 @@ def trace(
     probe = to_device(Batches(corpus, "val", SEQ_LEN, ROWS, 0).batch(0), device)
     alive = torch.ones(len(seeds), dtype=torch.bool, device=device)
     first = snapshot(population, probe[0], probe[1])
-    found = Trace(shape, size, [], {}, {}, [])
+    size = shape.d_model if direction == "width" else shape.n_layers
+    found = Trace(shape, direction, size, [], {}, {}, [])
     _look(found, 0, first, first)
     for step in range(steps):
         batch = batches.batch(step)
@@ -109,14 +118,14 @@ def _look(found: Trace, step: int, seen: Snapshot, first: Snapshot) -> None:
     found.steps.append(step)
     found.losses.append([float(x) for x in seen.loss])
     for table, since in ((found.values, None), (found.changes, first)):
-        for site, per_seed in measure(seen, since).items():
+        for site, per_seed in measure(seen, since, found.shape.n_layers, found.direction == "depth").items():
             table.setdefault(site, []).append(per_seed)
 
 
-def judge(traces: Sequence[Trace], direction: Direction, depth_rule: str = "none") -> list[Judgement]:
+def judge(traces: Sequence[Trace], depth_rule: DepthRule = "none") -> list[Judgement]:
     """The verdict on every site, on its value and on its change, over the sizes of one family."""
     sites = [site for site in SITES if site.name in traces[0].values]
-    if direction == "depth":
+    if traces[0].direction == "depth":
         return [row for site in sites for row in _judge_depth(traces, site.name, depth_rule)]
     rows = []
     for site in sites:
@@ -147,7 +156,7 @@ def overall(rows: Sequence[Judgement]) -> Verdict:
     return "fail" if "fail" in verdicts else "inconclusive" if "inconclusive" in verdicts else "pass"
 
 
-def _judge_depth(traces: Sequence[Trace], name: str, depth_rule: str) -> list[Judgement]:
+def _judge_depth(traces: Sequence[Trace], name: str, depth_rule: DepthRule) -> list[Judgement]:
     """Without a depth rule the stream grows and is only reported; what reads it through a norm must stay flat."""
     site, rows = BY_NAME[name], []
     for of in ("value", "change"):
@@ -155,8 +164,11 @@ def _judge_depth(traces: Sequence[Trace], name: str, depth_rule: str) -> list[Ju
         free = depth_rule == "none" and not (site.reads_norm and of == "value")
         expected = " (0.5 … 1 expected)" if name == "residual" else ""
         why = f"no depth rule: reported{expected}" if free else ""
-        verdict: Verdict = "reported" if free else verdict_of(measured, 0.0, site.only_growth)
-        rows.append(_row(name, of, None if free else 0.0, measured, verdict, why or _why(traces, name, of)))
+        # CompleteP's stream falls towards the embedding: L random branches of size 1/L add up to L^-½.
+        may_shrink = site.only_growth or (name == "residual" and of == "value")
+        predicted = 0.0 if depth_rule == "none" else site.depth
+        verdict: Verdict = "reported" if free else verdict_of(measured, predicted, may_shrink)
+        rows.append(_row(name, of, None if free else predicted, measured, verdict, why or _why(traces, name, of)))
     return rows
 
 

@@ -10,15 +10,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from mup_tune.checks.coordinate import Direction, Judgement, Trace
+from mup_tune.checks.coordinate import Judgement, Trace
 
 COLUMNS = 5
 INK = {"pass": "#0072B2", "fail": "#D55E00", "inconclusive": "#B8860B", "reported": "#666666"}
 
 
-def coordinate_figure(
-    traces: Sequence[Trace], rows: Sequence[Judgement], of: Literal["value", "change"], direction: Direction
-) -> Figure:
+def coordinate_figure(traces: Sequence[Trace], rows: Sequence[Judgement], of: Literal["value", "change"]) -> Figure:
     """A panel a site: the mean over seeds, a line a step, each seed faint, the predicted slope dashed."""
     judged = {row.site: row for row in rows if row.of == of}
     n_rows = ceil(len(judged) / COLUMNS)
@@ -31,7 +29,7 @@ def coordinate_figure(
             axis.set_visible(False)
         for axis in axes[max(0, len(judged) - COLUMNS) : len(judged)]:
             axis.tick_params(labelbottom=True)
-            axis.set_xlabel("d_model" if direction == "width" else "layers")
+            axis.set_xlabel("d_model" if traces[0].direction == "width" else "layers")
         figure.suptitle(f"RMS of each site{'' if of == 'value' else ' change since step 0'}; dashed: predicted slope")
     return figure
 

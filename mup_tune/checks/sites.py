@@ -28,6 +28,7 @@ class Site:
     """One place in the model. ``width`` is the predicted exponent of its RMS in d at steps ≥ 2, ``start`` at step 0.
 
     ``only_growth``: judged only by not growing faster than predicted (arXiv 2203.03466, App. D: logits may shrink).
+    ``depth``: the exponent in L under CompleteP, where each branch carries a factor 1/L (arXiv 2505.01618).
     ``reads_norm``: a branch's input, computed from a normalised stream: depth must not show whatever the depth rule.
     """
 
@@ -36,6 +37,7 @@ class Site:
     start: float
     only_growth: bool = False
     reads_norm: bool = False
+    depth: float = 0
 
 
 SITES: tuple[Site, ...] = (
@@ -48,15 +50,15 @@ SITES: tuple[Site, ...] = (
     Site("SSM decay", 0, 0, reads_norm=True),
     Site("SSM state output", 0, 0),
     Site("SSM output", 0, 0),
-    Site("SSM branch", 0, 0),
+    Site("SSM branch", 0, 0, depth=-1),
     Site("q", 1, 1, reads_norm=True),
     Site("k", -1, -1, reads_norm=True),
     Site("attention logits", 0, 0),
     Site("attention output", 1, 1),
-    Site("attention branch", 0, 0),
+    Site("attention branch", 0, 0, depth=-1),
     Site("gate", 0, 0, reads_norm=True),
     Site("up", 1, 1, reads_norm=True),
-    Site("MLP branch", 0, 0),
+    Site("MLP branch", 0, 0, depth=-1),
     Site("residual", 0, 0),
     Site("logits", 0, -0.5, only_growth=True, reads_norm=True),
     Site(GRADIENT, -1, -1),
@@ -166,16 +168,23 @@ def snapshot(population: Population, tokens_BT: Tensor, targets_BT: Tensor) -> S
     return Snapshot(recorder.values, (nll_P / count).detach())
 
 
-def rms(values: list[Tensor]) -> list[float]:
-    """RMS over everything but the member, its logarithm averaged over layers (or heads): [P]."""
-    logs = torch.stack([value.double().flatten(1).square().mean(1).sqrt().log2() for value in values])
-    return [float(x) for x in torch.exp2(logs.mean(0))]
+def measure(now: Snapshot, first: Snapshot | None, n_layers: int, across_depth: bool) -> dict[str, list[float]]:
+    """RMS [P] of every site, or of its change since ``first``.
 
-
-def measure(now: Snapshot, first: Snapshot | None) -> dict[str, list[float]]:
-    """RMS [P] of every site, or of its change since ``first``; the stream where it ends, the rest over layers."""
+    Over widths: the logarithm is averaged over layers, and over heads where sites are kept head by head. Over depths:
+    the layer in the middle alone, which half of the branches' sum reaches at every depth. The stream counts at its end.
+    """
     found = {}
     for name, values in now.values.items():
         taken = values if first is None else [a - b for a, b in zip(values, first.values[name], strict=True)]
-        found[name] = rms(taken[-1:] if name == "residual" else taken)
+        if name == "residual":
+            taken = taken[-1:]
+        elif across_depth and len(taken) >= n_layers:
+            each = (
+                len(taken) // n_layers
+            )  # heads of a layer, or 1; the stream's gradient has one more, at the embedding
+            taken = taken[each * (n_layers // 2) : each * (n_layers // 2 + 1)]
+        squares = torch.stack([value.double().flatten(1).square().mean(1) for value in taken])
+        pooled = squares.mean(0) if across_depth else torch.exp2(squares.log2().mean(0))
+        found[name] = [float(x) for x in pooled.sqrt()]
     return found

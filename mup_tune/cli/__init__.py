@@ -7,7 +7,7 @@ import sys
 import typer
 from typer.main import get_command
 
-from mup_tune.cli import check, data, inspect, report, sweep, transfer
+from mup_tune.cli import basin, check, data, inspect, report, sweep, transfer
 from mup_tune.cli.output import err_console
 from mup_tune.errors import InterruptedRunError, UserError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 for command in (data, inspect, sweep, transfer, report, check):
     command.register(app)
+basin.register(check.check)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -12,6 +12,7 @@ from mup_tune.cli.inspect import JsonOption
 from mup_tune.cli.output import console, err_console, print_json, print_rows
 from mup_tune.errors import UserError, unknown
 from mup_tune.files import dump_yaml, write_atomic
+from mup_tune.multipliers import DepthRule
 from mup_tune.settings import Settings, load_settings
 from mup_tune.shape import Shape, load_shape, scaled
 
@@ -44,6 +45,9 @@ def coordinate(
     param: Annotated[
         str, typer.Option(help="mup: the rules. sp: standard parametrisation, which has to fail.")
     ] = "mup",
+    depth_rule: Annotated[
+        str | None, typer.Option(help="none or completep; the Settings' own if left out.", metavar="RULE")
+    ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Training steps, at constant η and λ, without clipping.")] = 10,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds a size, trained side by side.")] = 3,
     corpus: Annotated[str, typer.Option(help="A prepared corpus.")] = "python-stdlib",
@@ -63,15 +67,19 @@ def coordinate(
     wanted = sizes(depths, "--depths") if depths else sizes(widths, "--widths")
     shapes = [scaled(family, family.d_model, size) if depths else scaled(family, size) for size in wanted]
     tuned = load_settings(settings, family)
+    if depth_rule is not None:
+        if depth_rule not in get_args(DepthRule):
+            raise UserError(unknown("depth rule", depth_rule, get_args(DepthRule)), field="--depth-rule")
+        tuned = tuned.model_copy(update={"depth_rule": depth_rule})
     from mup_tune.checks.coordinate import check_sizes, judge, overall
 
     check_sizes(wanted, f"--{direction}s")
     _loud_about_base(tuned, shapes)
-    traces = _traces(shapes, wanted, tuned, "mup" if param == "mup" else "sp", steps, seeds, corpus)
-    rows = judge(traces, direction, tuned.depth_rule)
+    traces = _traces(shapes, direction, tuned, "mup" if param == "mup" else "sp", steps, seeds, corpus)
+    rows = judge(traces, tuned.depth_rule)
     verdict = overall(rows)
     if out:
-        _write(out, traces, rows, direction)
+        _write(out, traces, rows)
     if json:
         print_json({"verdict": verdict, "direction": direction, "sizes": wanted, "rows": [asdict(row) for row in rows]})
     else:
@@ -86,7 +94,7 @@ def _loud_about_base(settings: Settings, shapes: list[Shape]) -> None:
 
 def _traces(
     shapes: list[Shape],
-    wanted: tuple[int, ...],
+    direction: Direction,
     settings: Settings,
     param: Parametrisation,
     steps: int,
@@ -108,10 +116,9 @@ def _traces(
             fix="Give a shape with at least that vocab_size",
         )
     tables = [table_for(shape, settings, param) for shape in shapes]
-    pairs = list(zip(tables, wanted, strict=True))
     return [
-        trace(table, size, opened, range(seeds), steps, device, None)
-        for table, size in track(pairs, "training", console=err_console, transient=True)
+        trace(table, direction, opened, range(seeds), steps, device)
+        for table in track(tables, "training", console=err_console, transient=True)
     ]
 
 
@@ -136,12 +143,13 @@ def _print(rows: list[Judgement], verdict: str, title: str) -> None:
     console.print(f"[bold]{verdict}[/]{tail}" + (f": {failed}" if failed else ""), highlight=False)
 
 
-def _write(out: Path, traces: list[Trace], rows: list[Judgement], direction: Direction) -> None:
+def _write(out: Path, traces: list[Trace], rows: list[Judgement]) -> None:
     from mup_tune.checks.figures import coordinate_figure
 
     out.mkdir(parents=True, exist_ok=True)
+    direction = traces[0].direction
     for of in ("value", "change"):
-        figure = coordinate_figure(traces, rows, of, direction)
+        figure = coordinate_figure(traces, rows, of)
         for suffix in ("svg", "png"):
             figure.savefig(out / f"coordinate-{direction}-{of}.{suffix}", dpi=130)
     write_atomic(out / f"coordinate-{direction}.yaml", dump_yaml([_plain(row) for row in rows]))

@@ -11,7 +11,7 @@ import typer
 from mup_tune.cli.output import console, print_json, print_rows
 from mup_tune.errors import UserError
 from mup_tune.files import dump_yaml, write_atomic
-from mup_tune.multipliers import MULTIPLIERS
+from mup_tune.multipliers import MULTIPLIERS, scaling_rule
 from mup_tune.roles import forward_multipliers, role_table
 from mup_tune.settings import load_settings
 from mup_tune.shape import Shape, load_shape, make_proxy
@@ -78,7 +78,7 @@ def multipliers(
 ) -> None:
     """The 35 µP multipliers: 12 forward, 16 learning-rate and 7 weight-decay ones.
 
-    `base` is the stored value, `value` what the width rule makes of it at --shape. Many texts say "35 forward
+    `base` is the stored value, `value` what the rule makes of it at --shape. Many texts say "35 forward
     multipliers"; only 12 of the 35 are (arXiv 2601.04890, §2).
     """
     at = load_shape(shape) if shape else None
@@ -94,7 +94,7 @@ def multipliers(
                 "kind": multiplier.kind,
                 "base": base,
                 "value": None if unused else forward.get(multiplier.name, base),
-                "rule": multiplier.rule.formula,
+                "rule": scaling_rule(multiplier.name, tuned.depth_rule).formula,
                 "source": multiplier.source,
             }
         )
@@ -102,7 +102,8 @@ def multipliers(
         print_json(rows)
         return
     where = shape or "its base Shape"
-    print_rows(rows, f"12 forward + 16 learning-rate + 7 weight-decay multipliers: {tuned.name}, at {where}")
+    title = f"12 forward + 16 learning-rate + 7 weight-decay multipliers: {tuned.name}, at {where}"
+    print_rows(rows, f"{title}, depth rule: {tuned.depth_rule}", at.note if at else "")
 
 
 def roles(

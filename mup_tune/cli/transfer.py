@@ -19,6 +19,10 @@ def transfer(
     ],
     target: Annotated[str, typer.Option(metavar="NAME|FILE", help="The full-size Shape: shipped, or a YAML file.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must not exist, or be empty.")],
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens a step of the target: scales η by √(N/run's). Left out: η as tuned."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write a full-size config with its init, parameter groups and schedule.
@@ -29,9 +33,12 @@ def transfer(
     """
     from mup_tune.shape import load_shape
     from mup_tune.transfer.hf import export_hf
-    from mup_tune.transfer.resolve import resolve
+    from mup_tune.transfer.resolve import at_batch, resolve
 
-    export = export_hf(resolve(source), load_shape(target), out)
+    found = resolve(source)
+    if batch_tokens is not None:
+        found = at_batch(found, batch_tokens)
+    export = export_hf(found, load_shape(target), out)
     if json:
         print_json({**asdict(export), "out": str(export.out)})
         return
@@ -40,6 +47,7 @@ def transfer(
         console.print(warning, markup=False, highlight=False, soft_wrap=True)
     lines = [
         f"{export.target}, {export.parameters:,} parameters, from {export.origin}",
+        *([f"note: {export.note}"] if export.note else []),
         export.verification,
         f"{export.out}: {', '.join(export.files)}",
         f"Read {export.out / 'README.md'} before training: config.json alone starts from a wrong init.",

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mup_tune.findings import Comparison, Finding
-from mup_tune.report import formats
+from mup_tune.report import basins, formats
 from mup_tune.report.figures import Curve
 from mup_tune.run.tables import RunView
 from mup_tune.settings import Settings
@@ -64,6 +64,12 @@ def headline(run: RunView, claims: list[Claim]) -> tuple[str, str]:
         if run.live:
             return "Still in progress: no stage has concluded yet", "This page shows what was run so far."
         return "No findings: no stage of this run has concluded", "There is nothing to claim from it."
+    checked = [basin for finding in run.findings for basin in finding.basins]
+    if checked and all(finding.basins for finding in run.findings):
+        basin = basins.leading(checked)
+        others = [f"{each.param}: {each.verdict}: {each.why}." for each in checked if each is not basin]
+        why = f"{basin.why[0].upper()}{basin.why[1:]}."
+        return f"{basins.HEADLINES[basin.verdict]}: {basin.hp} under {basin.param}", " ".join([why, *others])
     if not claims:
         wanted = len(run.plan["stages"])
         broken = f"Interrupted after {len(run.findings)} of {wanted} stages"

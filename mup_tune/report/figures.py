@@ -74,7 +74,7 @@ class Bar:
         return self.interval.low > 0 or self.interval.high < 0
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
+def svg(figure: Figure, name: str, description: str) -> str:
     """The figure as an HTML-ready ``<svg>``: no prolog, no fixed size, ids made unique by ``name``."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -155,7 +155,7 @@ def axis_panel(axis: AxisFinding, name: str) -> str:
         axes.set_ylabel("loss − centre (mnat/token)" if centre is not None else "loss − lowest (mnat/token)")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(5) if seen else NullLocator())
-        return _svg(figure, name, _describe(axis))
+        return svg(figure, name, _describe(axis))
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def intervals(bars: Sequence[Bar], name: str, description: str, label: str = "ga
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        return _svg(figure, name, description)
+        return svg(figure, name, description)
 
 
 Curve = tuple[Sequence[float], Sequence[float]]  # tokens, value
@@ -282,4 +282,4 @@ def learning_curves(curves: Mapping[str, Curve], name: str, label: str, first_li
         axes.set_xlabel("tokens per member (log scale)")
         axes.set_ylabel(label)
         figure.legend(frameon=False, loc="outside upper left", ncols=2, handlelength=2.6)
-        return _svg(figure, name, f"{label} over tokens: {', '.join(curves)}")
+        return svg(figure, name, f"{label} over tokens: {', '.join(curves)}")

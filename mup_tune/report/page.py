@@ -16,7 +16,7 @@ from mup_tune.errors import UserError
 from mup_tune.files import write_atomic
 from mup_tune.findings import AxisFinding, Comparison, Finding
 from mup_tune.multipliers import MULTIPLIERS
-from mup_tune.report import facts, figures, formats
+from mup_tune.report import basins, facts, figures, formats
 from mup_tune.report.facts import Claim
 from mup_tune.run.tables import RunView
 from mup_tune.settings import GLOBAL_AXES, Settings
@@ -42,6 +42,7 @@ class StageView:
     gains: Markup | None
     claims: list[Claim]
     claims_figure: Markup | None
+    basins: basins.View | None
     ok: int
     diverged: int
 
@@ -123,7 +124,7 @@ def _environment() -> Environment:
     for name in ("loss", "mnat", "mnat_ci", "log2", "log2_ci", "value", "p_value", "plural"):
         environment.filters[name] = getattr(formats, name)
     environment.filters["mean"] = _mean
-    environment.globals.update(marks=MARKS)
+    environment.globals.update(marks=MARKS, basin_marks=basins.MARKS)
     return environment
 
 
@@ -150,7 +151,8 @@ def _stage(run: RunView, finding: Finding, index: int) -> StageView:
     trials = run.trials[run.trials["stage"] == finding.stage]
     ok = int((trials["status"] == "ok").sum())
     figure = _claims_figure(claims, anchor)
-    return StageView(anchor, finding, panels, gains, claims, figure, ok, len(trials) - ok)
+    basin = basins.view(finding.basins, anchor)
+    return StageView(anchor, finding, panels, gains, claims, figure, basin, ok, len(trials) - ok)
 
 
 def _claims_figure(claims: list[Claim], anchor: str) -> Markup | None:

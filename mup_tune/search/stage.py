@@ -27,8 +27,10 @@ class Context:
     budget: Budget
     seeds: tuple[int, ...]
 
-    def trials(self, settings: Settings, seeds: Iterable[int]) -> list[Trial]:
-        return [Trial(shape=self.shape, budget=self.budget, settings=settings, seed=seed) for seed in seeds]
+    def trials(self, settings: Settings, seeds: Iterable[int], shape: Shape | None = None) -> list[Trial]:
+        """One trial a seed, at ``shape`` or the proxy's."""
+        shape = shape or self.shape
+        return [Trial(shape=shape, budget=self.budget, settings=settings, seed=seed) for seed in seeds]
 
 
 @dataclass(frozen=True)

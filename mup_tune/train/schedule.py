@@ -1,4 +1,6 @@
-"""The schedule of η and λ over one budget: warmup, stable stage, exponential decay, and the power schedule. No torch.
+"""The schedule of η and λ over one budget: warmup, stable stage, exponential decay, and the power schedule.
+
+No torch: exports and reports read it too.
 
 With t the tokens seen when a step updates, its own batch included, and T those of the last step:
 
@@ -15,10 +17,18 @@ EWD = √(λ/η) stays as tuned and ELR = √(η·λ) falls ∝ t^-¼. Warmup an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
+from typing import NamedTuple
 
+from mup_tune.settings import Settings
 from mup_tune.trial import Budget
 
 POWER = -0.25
+
+
+def batch_lr_factor(batch_tokens: int, reference: int) -> float:
+    """√(b/b_ref): the factor on every η at another batch; λ stays (arXiv 2507.22448). Both in tokens a step."""
+    return sqrt(batch_tokens / reference)
 
 
 @dataclass(frozen=True)
@@ -68,3 +78,23 @@ class Schedule:
     def _power(self, tokens: int) -> float:
         onset = self.power_onset_tokens
         return float((tokens / onset) ** POWER) if onset is not None and tokens > onset else 1.0
+
+
+class ScheduleRow(NamedTuple):
+    """The global η and λ that a 0-based step updates with, and the ELR = √(η·λ) and EWD = √(λ/η) they amount to."""
+
+    step: int
+    eta: float
+    lam: float
+    elr: float
+    ewd: float
+
+
+def schedule_table(budget: Budget, settings: Settings) -> list[ScheduleRow]:
+    """One row a step of ``budget``; a parameter group's own η and λ are fixed multiples of these."""
+    schedule = Schedule.of(budget)
+    rows = []
+    for step in range(schedule.steps):
+        eta, lam = settings.eta * schedule.eta_factor(step), settings.lam * schedule.lam_factor(step)
+        rows.append(ScheduleRow(step, eta, lam, sqrt(eta * lam), sqrt(lam / eta)))
+    return rows

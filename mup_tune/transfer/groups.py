@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 
 from mup_tune.errors import UserError
 from mup_tune.files import Model
+from mup_tune.multipliers import COMPLETEP
 from mup_tune.roles import Distribution, Role, RoleTable
-from mup_tune.settings import Init, PositiveFloat
+from mup_tune.settings import PositiveFloat, Settings
 from mup_tune.shape import Positive
 from mup_tune.trial import Budget
 
@@ -32,13 +33,18 @@ LAM_FORMULA = "weight_decay(t) = weight_decay · power; warmup and decay act on 
 DEFAULT_WARMUP, DEFAULT_DECAY = 0.01, 0.2
 
 
-def parametrisation(init: Init) -> str:
-    """The abc-parametrisation in one sentence each: multipliers (a), init (b), learning rate (c)."""
-    hidden = "∝ √fan_in from σ₀ at the base Shape" if init.rule == "fan_in" else "the same at every width"
+def parametrisation(settings: Settings) -> str:
+    """The abc-parametrisation: multipliers (a), init (b), learning rate (c), one sentence each; and the depth rule."""
+    hidden = "∝ √fan_in from σ₀ at the base Shape" if settings.init.rule == "fan_in" else "the same at every width"
+    depth = {
+        "none": "none, as in Falcon-H1: nothing was scaled with depth",
+        "completep": f"completep ({COMPLETEP.source}): attention_out, ssm_out and mlp_down multipliers and the eps of "
+        f"every parameter inside a block ∝ {COMPLETEP.formula}, L₀ = {settings.base.n_layers}",
+    }[settings.depth_rule]
     return (
         "Falcon-H1's. a: width factors sit in the forward multipliers of config.json, 1/(contracted dimension) for "
         f"every contraction; b: init std of hidden matrices {hidden}, embedding and lm_head the same at every width; "
-        "c: AdamW's lr, weight_decay and eps the same at every width and depth"
+        f"c: AdamW's lr and weight_decay the same at every width and depth, eps at every width; depth rule: {depth}"
     )
 
 
@@ -94,7 +100,10 @@ class Group(Model):
 
 
 class ScheduleSpec(Model):
-    """The schedule in fractions of the total tokens. The two token counts are null until a budget is known."""
+    """The schedule in fractions of the total tokens. The two token counts are null until a budget is known.
+
+    ``lr_tuned_at_batch_tokens`` is the run's batch where lr was scaled from there to ``batch_tokens``, else null.
+    """
 
     eta: str = ETA_FORMULA
     lam: str = LAM_FORMULA
@@ -104,6 +113,7 @@ class ScheduleSpec(Model):
     power_onset_fraction: PositiveFloat | None = None
     batch_tokens: Positive | None = None
     total_tokens: Positive | None = None
+    lr_tuned_at_batch_tokens: Positive | None = None
     origin: str
 
     @model_validator(mode="after")
@@ -128,6 +138,16 @@ class ScheduleSpec(Model):
             origin="the run's; batch_tokens and total_tokens are the proxy's, give load_transfer the target's own",
         )
 
+    def at_batch(self, batch_tokens: int) -> ScheduleSpec:
+        """The same for a target whose lr was scaled to ``batch_tokens``; how long it trains is not known."""
+        update: dict[str, object] = {
+            "batch_tokens": batch_tokens,
+            "total_tokens": None,
+            "lr_tuned_at_batch_tokens": self.batch_tokens,
+            "origin": "the run's; batch_tokens are the target's, give load_transfer its total_tokens",
+        }
+        return self.model_copy(update=update)
+
 
 class OptimizerFile(Model):
     """All of ``optimizer.yaml``."""
@@ -150,7 +170,7 @@ def optimizer_file(table: RoleTable, budget: Budget | None) -> OptimizerFile:
         else (fields["beta1"].default, fields["beta2"].default, fields["clip_norm"].default)
     )
     return OptimizerFile(
-        parametrisation=parametrisation(table.settings.init),
+        parametrisation=parametrisation(table.settings),
         betas=(beta1, beta2),
         clip_norm=clip,
         schedule=ScheduleSpec.of(budget),

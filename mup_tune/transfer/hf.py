@@ -24,7 +24,7 @@ from mup_tune.transfer.verify import verify
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, for people and scripts."""
+    """What was written, for people and scripts. ``note`` is the target Shape's own."""
 
     out: Path
     origin: str
@@ -32,6 +32,7 @@ class Export:
     target: str
     parameters: int
     warnings: tuple[str, ...]
+    note: str
     verification: str
     files: tuple[str, ...]
 
@@ -46,6 +47,8 @@ def export_hf(source: Source, target: Shape, out: Path) -> Export:
     _check_out(out)
     table = role_table(target, source.settings)
     config, optimizer = _config(table), optimizer_file(table, source.budget)
+    if source.batch_tokens is not None:
+        optimizer = optimizer.model_copy(update={"schedule": optimizer.schedule.at_batch(source.batch_tokens)})
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -67,6 +70,7 @@ def export_hf(source: Source, target: Shape, out: Path) -> Export:
         target=target.name,
         parameters=target.parameters(),
         warnings=tuple(found),
+        note=target.note,
         verification=verification,
         files=tuple(sorted(path.name for path in out.iterdir())),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mup_tune.roles import RoleTable
+from mup_tune.train.schedule import batch_lr_factor
 from mup_tune.transfer.groups import OptimizerFile, ScheduleSpec
 from mup_tune.transfer.resolve import Source
 
@@ -74,9 +75,11 @@ def readme(
         FIRST,
         f"# {title}",
         *([f"**Warnings**\n\n{_bullets(warnings)}"] if warnings else []),
+        *([f"On this Shape: {shape.note}."] if shape.note else []),
         f"Checked: {verification}.",
         f"Global axes: ELR {settings.elr:.6g}, EWD {settings.ewd:.6g}, so η = {settings.eta:.6g} and λ = "
-        f"{settings.lam:.6g}. Base Shape, where all width factors are 1: {base}.",
+        f"{settings.lam:.6g}. Base Shape, where all width and depth factors are 1: {base}. Depth rule: "
+        f"{settings.depth_rule}.",
         f"abc-parametrisation: {optimizer.parametrisation}.",
         f"## Files\n\n{FILES}",
         f"## Train\n\n```python\n{SNIPPET}```",
@@ -96,11 +99,18 @@ def _schedule(spec: ScheduleSpec) -> str:
         "`load_transfer(folder, batch_tokens=..., total_tokens=...)` binds it to your budget; a step outside it is an "
         "error.",
     ]
-    if spec.batch_tokens and spec.total_tokens:
+    if spec.batch_tokens and spec.lr_tuned_at_batch_tokens:
+        factor = batch_lr_factor(spec.batch_tokens, spec.lr_tuned_at_batch_tokens)
+        lines.append(
+            f"η was tuned at {spec.lr_tuned_at_batch_tokens:,} tokens a batch and is scaled here, in every file, to "
+            f"{spec.batch_tokens:,}: times √(b/b_ref) = {factor:.6g} (arXiv 2507.22448). λ is not scaled, so ELR moves "
+            f"by {factor**0.5:.6g} and EWD by {factor**-0.5:.6g}."
+        )
+    elif spec.batch_tokens and spec.total_tokens:
         lines.append(
             f"η was tuned at {spec.batch_tokens:,} tokens a batch and {spec.total_tokens:,} in all. For another "
-            "batch b Falcon-H1 scales η by √(b/b_ref) (arXiv 2507.22448); that is NOT applied here: edit `lr` in "
-            "`optimizer.yaml`, or re-sweep η, if your batch differs."
+            "batch b Falcon-H1 scales η by √(b/b_ref) (arXiv 2507.22448); that is NOT applied here: if your batch "
+            "differs, transfer again with `--batch-tokens`, or re-sweep η."
         )
     return _bullets(lines)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mup_tune.errors import UserError
@@ -10,6 +10,7 @@ from mup_tune.files import validated
 from mup_tune.run.folder import PLAN, RunFolder
 from mup_tune.settings import Settings, load_settings
 from mup_tune.shape import Shape
+from mup_tune.train.schedule import batch_lr_factor
 from mup_tune.trial import Budget
 
 INCUMBENT = "incumbent.yaml"
@@ -18,12 +19,16 @@ WIDTHS = ("d_model", "d_attn", "head_dim", "d_ssm", "d_state", "d_ff")
 
 @dataclass(frozen=True)
 class Source:
-    """``budget`` and ``proxy`` are None for settings that come without a run. ``origin`` says where from, in words."""
+    """``budget`` and ``proxy`` are None for settings that come without a run. ``origin`` says where from, in words.
+
+    ``batch_tokens`` is the target's batch where the settings' η was scaled to it, see :func:`at_batch`.
+    """
 
     settings: Settings
     origin: str
     budget: Budget | None = None
     proxy: Shape | None = None
+    batch_tokens: int | None = None
 
 
 def resolve(source: str) -> Source:
@@ -47,6 +52,26 @@ def resolve(source: str) -> Source:
     return Source(settings, f"the settings {source!r}")
 
 
+def at_batch(source: Source, batch_tokens: int) -> Source:
+    """``source`` with η·√(b/b_ref) for a target that trains on ``batch_tokens`` a step (arXiv 2507.22448); λ stays.
+
+    Raises:
+        UserError: settings without a run, so that b_ref is not known.
+    """
+    if source.budget is None:
+        raise UserError(
+            f"{source.origin} come without a run, so the batch their learning rate belongs to is not known",
+            field="--batch-tokens",
+            fix="Leave it out and set `lr` for your batch yourself",
+        )
+    if batch_tokens < 1:
+        raise UserError(f"{batch_tokens} is not allowed: a batch has at least one token", field="--batch-tokens")
+    # η = ELR/EWD and λ = ELR·EWD: opposite factors move η alone.
+    factor = batch_lr_factor(batch_tokens, source.budget.batch_tokens) ** 0.5
+    settings = source.settings.scaled({"elr": factor, "ewd": 1 / factor})
+    return replace(source, settings=settings, batch_tokens=batch_tokens)
+
+
 def warnings(source: Source, target: Shape) -> list[str]:
     """Sentences on what a user must not overlook at this target."""
     found: list[str] = []
@@ -56,7 +81,7 @@ def warnings(source: Source, target: Shape) -> list[str]:
             "base equal to target: the target has the widths these settings are relative to, so every width factor "
             "is 1 and NO WIDTH SCALING TOOK PLACE"
         )
-    if base.n_layers != target.n_layers:
+    if base.n_layers != target.n_layers and source.settings.depth_rule == "none":
         found.append(
             f"depth {base.n_layers} → {target.n_layers}: Falcon-H1 has no depth rule, nothing was scaled with depth"
         )

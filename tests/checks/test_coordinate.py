@@ -41,8 +41,8 @@ def tables(change: Break = lambda table: table, widths: Sequence[int] = WIDTHS) 
 
 def run(corpus: Corpus, resolved: Sequence[RoleTable], prepare: Prepare | None = None) -> list[Judgement]:
     torch.set_num_threads(1)
-    traces = [trace(each, each.shape.d_model, corpus, SEEDS, STEPS, "cpu", prepare) for each in resolved]
-    return judge(traces, "width")
+    traces = [trace(each, "width", corpus, SEEDS, STEPS, "cpu", prepare) for each in resolved]
+    return judge(traces)
 
 
 def failed(rows: Sequence[Judgement]) -> set[str]:
@@ -150,7 +150,7 @@ def made_up(exponent: float, noise: float) -> list[Trace]:
     for width in (32, 64, 128, 256):
         values = [[width**exponent * 2 ** (noise * float(torch.randn((), generator=generator))) for _ in range(4)]]
         site = {"z": values * 3}
-        found.append(Trace(scaled(FAMILY, width), width, [0, 2, 4], site, site, [[1.0] * 4] * 3))
+        found.append(Trace(scaled(FAMILY, width), "width", width, [0, 2, 4], site, site, [[1.0] * 4] * 3))
     return found
 
 
@@ -165,7 +165,7 @@ def made_up(exponent: float, noise: float) -> list[Trace]:
     ],
 )
 def test_verdicts_on_made_up_traces(exponent: float, noise: float, verdict: str) -> None:
-    rows = [row for row in judge(made_up(exponent, noise), "width") if row.of == "value"]
+    rows = [row for row in judge(made_up(exponent, noise)) if row.of == "value"]
     assert [row.verdict for row in rows] == [verdict]
 
 

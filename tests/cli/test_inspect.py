@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mup_tune.settings import falcon_h1_published
+
 HEAVY = ("torch", "ray", "transformers", "optuna", "pandas", "matplotlib")
 
 
@@ -39,6 +41,22 @@ def test_multipliers_json_has_exactly_35_rows_with_the_promised_keys() -> None:
     assert set(rows[0]) == {"name", "kind", "base", "value", "rule", "source"}
     lm_head = next(row for row in rows if row["name"] == "lm_head")
     assert (lm_head["base"], lm_head["value"]) == (2**-5, 40 / 5120)
+
+
+def test_predictions_are_marked_where_a_user_reads_multipliers() -> None:
+    for arguments in (["multipliers", "--shape", "falcon-h1-1.5b"], ["proxy", "show", "falcon-h1-1.5b"]):
+        assert "predictions of the rules" in " ".join(run(*arguments).stdout.split())
+    assert "predictions" not in run("multipliers", "--shape", "falcon-h1-7b").stdout
+
+
+def test_the_depth_rule_shows_in_the_rules(tmp_path: Path) -> None:
+    settings = tmp_path / "deep.yaml"
+    settings.write_text(falcon_h1_published().model_copy(update={"depth_rule": "completep"}).to_yaml())
+    rows = json.loads(run("multipliers", "--shape", "falcon-h1-7b", "--settings", str(settings), "--json").stdout)
+    (out,) = (row for row in rows if row["name"] == "ssm_out")
+    assert out["rule"] == "d_ssm₀/d_ssm · L₀/L"
+    assert out["value"] == pytest.approx(2**8.5 / 3072 * 66 / 44)
+    assert sum("L₀" in row["rule"] for row in rows) == 3
 
 
 def test_roles_json_has_the_promised_keys_and_the_fixed_factors() -> None:

@@ -22,7 +22,8 @@ from mup_tune.shape import Shape, load_shape
 from mup_tune.transfer import hf
 from mup_tune.transfer.groups import OptimizerFile, optimizer_file
 from mup_tune.transfer.hf import export_hf
-from mup_tune.transfer.resolve import Source
+from mup_tune.transfer.load import load_transfer
+from mup_tune.transfer.resolve import Source, at_batch
 from mup_tune.trial import Budget
 
 FILES = {"README.md", "config.json", "optimizer.yaml", "role_table.csv", "settings.yaml", "shape.yaml"}
@@ -167,6 +168,65 @@ def test_base_equal_to_target_is_in_the_folder(same_widths: Source, target: Shap
     assert "NO WIDTH SCALING TOOK PLACE" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_completep_is_in_the_config_the_groups_and_the_words(source: Source, target: Shape, tmp_path: Path) -> None:
+    """Depth 2 at the base, 8 at the target: branches and eps inside the blocks get 1/4, and nothing else moves."""
+    deep = target.model_copy(update={"n_layers": 8})
+    settings = source.settings.model_copy(update={"depth_rule": "completep"})
+    for name, each in (("plain", source.settings), ("deep", settings)):
+        export_hf(Source(each, "a test", source.budget, source.proxy), deep, tmp_path / name)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("plain", "deep")]
+    branches = {"attention_out_multiplier", "ssm_out_multiplier"}
+    for key, value in configs[0].items():
+        if key == "mlp_multipliers":
+            assert configs[1][key] == pytest.approx([value[0], value[1] / 4], rel=1e-12)
+        else:
+            assert configs[1][key] == (pytest.approx(value / 4, rel=1e-12) if key in branches else value), key
+    files = [OptimizerFile.model_validate(read_yaml(tmp_path / name / "optimizer.yaml")) for name in ("plain", "deep")]
+    for a, b in zip(files[0].groups, files[1].groups, strict=True):
+        assert (a.pattern, a.lr, a.weight_decay) == (b.pattern, b.lr, b.weight_decay)
+        assert b.eps == pytest.approx(a.eps / (4 if "layers" in a.pattern else 1))
+    assert "depth rule: completep" in files[1].parametrisation
+    assert "depth rule: none" in files[0].parametrisation
+    assert "Depth rule: completep." in (tmp_path / "deep" / "README.md").read_text()
+    with (tmp_path / "deep" / "role_table.csv").open() as rows:
+        assert any("mlp_down ∝ (d₀·d_ff₀)/(d·d_ff) · L₀/L" in row["rule"] for row in csv.DictReader(rows))
+
+
+def test_a_scaled_batch_is_the_same_in_every_file_and_said(source: Source, target: Shape, tmp_path: Path) -> None:
+    for name, each in (("plain", source), ("scaled", at_batch(source, 512))):
+        export_hf(each, target, tmp_path / name)
+    files = [
+        OptimizerFile.model_validate(read_yaml(tmp_path / each / "optimizer.yaml")) for each in ("plain", "scaled")
+    ]
+    for a, b in zip(files[0].groups, files[1].groups, strict=True):
+        assert b.lr == pytest.approx(2 * a.lr, rel=1e-12)
+        assert b.weight_decay == pytest.approx(a.weight_decay, rel=1e-12)
+        assert (a.init, a.eps) == (b.init, b.eps)
+    spec = files[1].schedule
+    assert (spec.batch_tokens, spec.total_tokens, spec.lr_tuned_at_batch_tokens) == (512, None, 128)
+    assert files[0].schedule.lr_tuned_at_batch_tokens is None
+    scaled = load_settings(str(tmp_path / "scaled" / "settings.yaml"), None)
+    rows = list(csv.DictReader((tmp_path / "scaled" / "role_table.csv").open()))
+    assert (
+        float(rows[0]["lr"])
+        == files[1].groups[0].lr
+        == pytest.approx(scaled.eta * scaled.value("embedding_weight.elr"))
+    )
+    text = (tmp_path / "scaled" / "README.md").read_text()
+    assert "tuned at 128 tokens a batch and is scaled here, in every file, to 512: times √(b/b_ref) = 2 " in text
+    assert "--batch-tokens" in (tmp_path / "plain" / "README.md").read_text()
+    transfer = load_transfer(tmp_path / "scaled", total_tokens=51_200)
+    assert transfer.schedule is not None
+    assert transfer.schedule.steps == 100
+    assert load_transfer(tmp_path / "scaled").schedule is None
+
+
+def test_what_is_a_prediction_is_said(published: Source, tmp_path: Path) -> None:
+    export = export_hf(published, load_shape("falcon-h1-3b"), tmp_path / "out")
+    assert "predictions of the rules" in export.note
+    assert "predictions of the rules" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_attention_only_has_no_falcon_h1_config(source: Source, target: Shape, tmp_path: Path) -> None:
     attention_only = Shape.model_validate({**target.model_dump(), "d_ssm": 0})
     with pytest.raises(UserError, match="d_ssm"):
@@ -190,3 +250,6 @@ def test_the_command_prints_warnings_or_json(run_folder: Path, target: Shape, tm
     assert set(facts["files"]) == FILES == set(os.listdir(facts["out"]))
     assert facts["parameters"] == target.parameters()
     assert len(facts["warnings"]) == 1
+    scaled = CliRunner().invoke(app, [*arguments, str(tmp_path / "three"), "--batch-tokens", "2048"])
+    assert scaled.exit_code == 0, scaled.output
+    assert "√(b/b_ref) = 4 " in (tmp_path / "three" / "README.md").read_text()

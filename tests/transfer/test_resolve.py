@@ -7,7 +7,7 @@ import pytest
 from mup_tune.errors import UserError
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
-from mup_tune.transfer.resolve import Source, resolve, warnings
+from mup_tune.transfer.resolve import Source, at_batch, resolve, warnings
 from mup_tune.trial import Budget
 
 
@@ -56,6 +56,26 @@ def test_base_equal_to_target_is_loud(same_widths: Source, target: Shape) -> Non
     assert "NO WIDTH SCALING" not in " ".join(warnings(same_widths, wider))
     deeper = target.model_copy(update={"n_layers": 5})
     assert len(warnings(same_widths, deeper)) == 2  # depth is no width: still loud, and the depth is named
+
+
+def test_a_depth_rule_silences_the_depth_warning(source: Source, target: Shape) -> None:
+    deeper = target.model_copy(update={"n_layers": 7})
+    assert any("depth 2 → 7" in each for each in warnings(source, deeper))
+    deep = Source(source.settings.model_copy(update={"depth_rule": "completep"}), "a test")
+    assert not any("depth" in each for each in warnings(deep, deeper))
+
+
+def test_another_batch_moves_eta_by_the_square_root_and_nothing_else(source: Source) -> None:
+    scaled = at_batch(source, 128 * 9)
+    before, after = source.settings, scaled.settings
+    assert after.eta == pytest.approx(3 * before.eta, rel=1e-12)
+    assert after.lam == pytest.approx(before.lam, rel=1e-12)
+    assert after.multipliers == before.multipliers
+    assert (scaled.batch_tokens, scaled.budget) == (1152, source.budget)
+    with pytest.raises(UserError, match="--batch-tokens"):
+        at_batch(source, 0)
+    with pytest.raises(UserError, match=r"--batch-tokens.*without a run"):
+        at_batch(Source(before, "the settings 'mine.yaml'"), 128)
 
 
 def test_vocabularies_are_compared_where_the_proxy_is_known(source: Source, target: Shape, proxy: Shape) -> None:

@@ -17,6 +17,7 @@ from mup_tune.errors import UserError
 from mup_tune.findings import AxisFinding, Decision, Fit, Interval, Point
 from mup_tune.search.stage import Context, Known
 from mup_tune.settings import Settings
+from mup_tune.shape import Shape
 from mup_tune.stats import Estimate, Parabola, Sigma
 from mup_tune.trial import Trial
 
@@ -35,14 +36,17 @@ class Asked:
         self.context, self.known = context, known
         self.trials: dict[str, Trial] = {}
 
-    def losses(self, settings: Sequence[Settings], seeds: Iterable[int]) -> list[Losses]:
-        """Loss per seed of each of ``settings``.
+    def losses(
+        self, settings: Sequence[Settings], seeds: Iterable[int], shapes: Sequence[Shape | None] | None = None
+    ) -> list[Losses]:
+        """Loss per seed of each of ``settings``, at its entry of ``shapes`` or the proxy's Shape.
 
         Raises:
             BarrierError: some are not known yet; all of them are among ``trials`` then.
         """
         seeds = tuple(seeds)
-        wanted = [self.context.trials(each, seeds) for each in settings]
+        places = shapes or [None] * len(settings)
+        wanted = [self.context.trials(each, seeds, shape) for each, shape in zip(settings, places, strict=True)]
         self.trials.update({trial.hash: trial for trials in wanted for trial in trials})
         missing = sum(trial.hash not in self.known for trials in wanted for trial in trials)
         if missing:
@@ -61,12 +65,16 @@ def wishes(walk: Callable[[Asked], object], context: Context, known: Known) -> l
 
 @dataclass
 class Curve:
-    """One axis swept around ``centre`` on a log2 grid; ``losses`` by offset, filled as they become known."""
+    """One axis swept around ``centre`` on a log2 grid; ``losses`` by offset, filled as they become known.
+
+    ``shape`` is where it is trained, the proxy's Shape if None.
+    """
 
     axis: str
     centre: Settings
     losses: dict[float, Losses] = field(default_factory=dict)
     extended: int = 0
+    shape: Shape | None = None
 
     def at(self, offset: float) -> Settings:
         return self.centre.scaled({self.axis: 2.0**offset})
@@ -96,6 +104,11 @@ class Curve:
             return 2 * offsets[-1] - offsets[-2]
         return 2 * offsets[0] - offsets[1]
 
+    @property
+    def points(self) -> tuple[Point, ...]:
+        value = self.centre.value(self.axis)
+        return tuple(Point(offset=x, value=value * 2.0**x, losses=self.losses[x]) for x in self.offsets)
+
     def near(self) -> dict[float, dict[int, float]]:
         """Losses by offset near the minimum: cliffs and diverged points say nothing about the noise there."""
         ordered = self.ordered
@@ -121,13 +134,10 @@ class Curve:
     def finding(
         self, after: Settings, decision: Decision, why: str, sigma: Sigma | None, p_value: float | None
     ) -> AxisFinding:
-        value = self.centre.value(self.axis)
-        points = tuple(
-            Point(offset=offset, value=value * 2.0**offset, losses=self.losses[offset]) for offset in self.offsets
-        )
+        points = self.points
         return AxisFinding(
             axis=self.axis,
-            before=value,
+            before=self.centre.value(self.axis),
             after=after.value(self.axis),
             points=points,
             fit=as_fit(self.fit(sigma)) if points else None,
@@ -141,9 +151,8 @@ class Curve:
 def train(asked: Asked, curves: Sequence[Curve], wanted: Sequence[Sequence[float]], seeds: Iterable[int]) -> None:
     """Fill ``wanted`` offsets of every curve, all curves' trials asked for at once."""
     todo = [(curve, offset) for curve, offsets in zip(curves, wanted, strict=True) for offset in offsets]
-    for (curve, offset), losses in zip(
-        todo, asked.losses([curve.at(offset) for curve, offset in todo], seeds), strict=True
-    ):
+    found = asked.losses([curve.at(offset) for curve, offset in todo], seeds, [curve.shape for curve, _ in todo])
+    for (curve, offset), losses in zip(todo, found, strict=True):
         curve.losses[offset] = losses
 
 

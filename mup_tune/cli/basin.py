@@ -1,0 +1,176 @@
+"""``check basin``: does the optimum of a hyperparameter stay where it is from size to size? A one-stage run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mup_tune.cli.check import EXIT, sizes
+from mup_tune.cli.inspect import JsonOption
+from mup_tune.cli.output import console, err_console, print_json, print_rows
+from mup_tune.errors import InterruptedRunError, UserError, unknown
+
+if TYPE_CHECKING:
+    from mup_tune.findings import Basin, Finding, Interval
+    from mup_tune.search.plan import Plan
+
+PARAMS = {"mup": ("mup",), "sp": ("sp",), "both": ("mup", "sp")}
+SEQ_LEN, BATCH_TOKENS, VAL_TOKENS = 128, 1024, 32_768
+WARMUP, DECAY = 0.1, 0.3  # of the steps, as in the shipped plans
+SOURCE = "mup-tune check basin"  # stands where a plan's file stands in messages
+
+
+def basin(
+    hp: Annotated[str, typer.Option(help="elr, ewd, rope_base or one of the 35 multipliers.")] = "elr",
+    widths: Annotated[str, typer.Option(help="d_model values, two or more.")] = "32,64,128",
+    depths: Annotated[str, typer.Option(help="Layer counts; the shape's own where left out.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds a point; from 3 on the CIs rest on them.")] = 3,
+    param: Annotated[str, typer.Option(help="mup: the rules. sp: standard parametrisation. both: side by side.")] = (
+        "both"
+    ),
+    shape: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="The family: its channel ratios and head dims.")
+    ] = "cpu-64",
+    settings: Annotated[str, typer.Option(metavar="NAME|FILE", help="untuned is relative to --shape.")] = "untuned",
+    tokens: Annotated[int, typer.Option(min=1, help="Training tokens of every model, whatever its size.")] = 262_144,
+    offsets: Annotated[str, typer.Option(help="Grid in log2, relative to the settings' value.")] = "-2,-1,0,1,2",
+    corpus: Annotated[str, typer.Option(help="A prepared corpus.")] = "python-stdlib",
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="Folder of this run; runs/basin-… if left out.")
+    ] = None,
+    executor: Annotated[str, typer.Option(help="ray: a lane per device. inline: this process, one device.")] = "ray",
+    json: JsonOption = False,
+) -> None:
+    """Sweep one hyperparameter at several sizes; the drift of its optimum against the smallest, with its 95 % CI.
+
+    Pass: the whole CI at the largest size lies inside ±0.5 log2. Fail: all of it outside. Else inconclusive: add
+    seeds, offsets or tokens. The verdict is that of mup where mup is asked for; the tuned losses of mup and sp
+    stand side by side. Exit 0 pass, 1 fail, 3 inconclusive. The same command resumes an interrupted check.
+    """
+    if param not in PARAMS:
+        raise UserError(unknown("parametrisation", param, PARAMS), field="--param")
+    if executor not in ("ray", "inline"):
+        raise UserError(unknown("executor", executor, ("ray", "inline")), field="--executor")
+    stage = {
+        "hp": hp,
+        "widths": sizes(widths, "--widths"),
+        "depths": sizes(depths, "--depths") if depths else (),
+        "params": PARAMS[param],
+        "offsets": _offsets(offsets),
+        "extend": 4,  # settings were not tuned to this horizon: their ELR may be far from any size's optimum
+    }
+    plan = _plan(stage, shape, settings, seeds, tokens, corpus)
+    folder = run or Path("runs") / f"basin-{hp}-{plan.shape.name}-{plan.hash[:8]}"
+    finding = _executed(plan, folder, executor, quiet=json)
+    from mup_tune.report.basins import leading
+    from mup_tune.report.page import write
+    from mup_tune.run.tables import load_run
+
+    write(load_run(folder), folder / "report.html")
+    verdict = leading(finding.basins).verdict
+    if json:
+        kept = finding.model_dump(mode="json", include={"basins", "comparisons", "summary"})
+        print_json({"verdict": verdict, "run": str(folder), **kept})
+    else:
+        _print(finding, folder)
+    raise typer.Exit(EXIT[verdict])
+
+
+def _plan(stage: dict[str, Any], shape: str, settings: str, seeds: int, tokens: int, corpus: str) -> Plan:
+    """A plan of one ``basin`` stage, everything in it checked before anything is written."""
+    from mup_tune.files import validated
+    from mup_tune.roles import role_table
+    from mup_tune.search.plan import Header, Plan
+    from mup_tune.search.stage import State
+    from mup_tune.search.stages import BasinCheck
+    from mup_tune.settings import load_settings
+    from mup_tune.shape import load_shape
+
+    steps = tokens // BATCH_TOKENS
+    if steps < 2:
+        raise UserError(f"{tokens} is less than two batches of {BATCH_TOKENS} tokens", field="--tokens")
+    budget = {
+        "seq_len": SEQ_LEN,
+        "batch_tokens": BATCH_TOKENS,
+        "total_tokens": steps * BATCH_TOKENS,
+        "warmup_tokens": int(WARMUP * steps) * BATCH_TOKENS,
+        "decay_tokens": int(DECAY * steps) * BATCH_TOKENS,
+        "val_tokens": VAL_TOKENS,
+    }
+    data: dict[str, Any] = {
+        "name": f"basin-{stage['hp']}",
+        "about": "Loss against one hyperparameter at several sizes, on the same tokens at each.",
+        "data": {"corpus": corpus},
+        "proxy": shape,
+        "start": settings,
+        "seeds": tuple(range(seeds)),
+        "budget": budget,
+        "stages": [{"kind": "basin", **stage}],
+    }
+    check = validated(BasinCheck, data["stages"][0], SOURCE)
+    family = load_shape(shape)
+    start = load_settings(settings, family)
+    role_table(family, start)
+    plan = Plan(validated(Header, data, SOURCE), family, start, (check,))
+    check.propose(plan.context, State(start), {})  # refuses sizes that would have to be rounded
+    return plan
+
+
+def _executed(plan: Plan, folder: Path, executor: str, quiet: bool) -> Finding:
+    from mup_tune.cli.live import Display
+    from mup_tune.search.execute import execute, open_sweep
+
+    try:
+        with open_sweep(plan, folder) as (opened, walk), Display(walk, err_console if quiet else console) as on_event:
+            return execute(plan, opened, walk, executor, None, None, on_event)[0]
+    except KeyboardInterrupt:
+        message = f"Interrupted. Committed packs are kept in {folder}: the same command resumes."
+        raise InterruptedRunError(message) from None
+
+
+def _offsets(text: str) -> tuple[float, ...]:
+    """The numbers of ``-2,-1,0,1,2``."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"{text!r} is not a list of numbers", field="--offsets", fix="Write it like -2,-1,0,1,2"
+        ) from None
+
+
+def _print(finding: Finding, folder: Path) -> None:
+    rows = [row for basin in finding.basins for row in _rows(basin)]
+    print_rows(rows, finding.title, "optimum, drift: log2; regret, loss: nats/token; 95 % CIs in brackets")
+    for sentence in finding.summary:
+        console.print(sentence, highlight=False, markup=False)
+    console.print(f"Report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _rows(basin: Basin) -> list[dict[str, Any]]:
+    from mup_tune.report.basins import table
+
+    return [
+        {
+            "param": basin.param,
+            "size": row.size.label,
+            f"log2 {basin.hp}": _spoken(row.optimum, 2),
+            "drift": _spoken(row.size.drift, 2),
+            "regret": _spoken(row.size.regret, 4),
+            "best loss": row.loss,
+            "note": row.size.note,
+        }
+        for row in table(basin)
+    ]
+
+
+def _spoken(interval: Interval | None, decimals: int) -> str:
+    if interval is None:
+        return "–"
+    value, low, high = (f"{each:.{decimals}f}" for each in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
+
+
+def register(check_app: typer.Typer) -> None:
+    check_app.command()(basin)
