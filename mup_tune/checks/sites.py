@@ -30,6 +30,7 @@ class Site:
     ``only_growth``: judged only by not growing faster than predicted (arXiv 2203.03466, App. D: logits may shrink).
     ``depth``: the exponent in L under CompleteP, where each branch carries a factor 1/L (arXiv 2505.01618).
     ``reads_norm``: a branch's input, computed from a normalised stream: depth must not show whatever the depth rule.
+    dt is none: after softplus its RMS depends on how alike a layer's tokens are, and they grow alike with depth.
     """
 
     name: str
@@ -46,8 +47,8 @@ SITES: tuple[Site, ...] = (
     Site("x", 0, 0, reads_norm=True),
     Site("B", 0, 0, reads_norm=True),
     Site("C", 0, 0, reads_norm=True),
-    Site("dt", 0, 0, reads_norm=True),
-    Site("SSM decay", 0, 0, reads_norm=True),
+    Site("dt", 0, 0),
+    Site("SSM decay", 0, 0),
     Site("SSM state output", 0, 0),
     Site("SSM output", 0, 0),
     Site("SSM branch", 0, 0, depth=-1),

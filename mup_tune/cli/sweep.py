@@ -14,7 +14,9 @@ from mup_tune.errors import InterruptedRunError, UserError, unknown
 def sweep(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="A shipped plan (quickstart) or a YAML file.")],
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of this run; resumes one that exists.")],
-    executor: Annotated[str, typer.Option(help="ray: a lane per device. inline: this process, one device.")] = "ray",
+    executor: Annotated[
+        str, typer.Option(help="ray: a lane per device. inline: this process, one device (or one core).")
+    ] = "ray",
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster to join; a local one is started if absent.")
     ] = None,

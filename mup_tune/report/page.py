@@ -18,8 +18,10 @@ from mup_tune.findings import AxisFinding, Comparison, Finding
 from mup_tune.multipliers import MULTIPLIERS
 from mup_tune.report import basins, facts, figures, formats
 from mup_tune.report.facts import Claim
+from mup_tune.report.schedule import schedule_figure
 from mup_tune.run.tables import RunView
 from mup_tune.settings import GLOBAL_AXES, Settings
+from mup_tune.trial import Budget
 
 KINDS = {"forward": "forward", "lr": "LR", "wd": "WD", "global": "global"}
 # A mark beside the word, so that no decision is told by colour alone.
@@ -94,6 +96,7 @@ def render(run: RunView) -> str:
             derived=_derived(path),
             final=run.incumbent,
             start_yaml=_start_yaml(run),
+            schedule_figure=_schedule_figure(run),
             parametrisation=_parametrisation(run.incumbent),
             arxiv=ARXIV,
         )
@@ -208,10 +211,18 @@ def _start_yaml(run: RunView) -> str:
     return Settings.model_validate(start).to_yaml() if start else ""
 
 
+def _schedule_figure(run: RunView) -> Markup | None:
+    if run.incumbent is None:
+        return None
+    return Markup(schedule_figure(Budget.model_validate(run.plan["budget"]), run.incumbent))
+
+
 def _parametrisation(settings: Settings | None) -> str:
+    completep = settings is not None and settings.depth_rule == "completep"
+    depth = "residual branches ∝ L₀/L (CompleteP)" if completep else "no depth factor"
     hidden = "σ₀·√(fan_in/fan_in₀)" if settings is None or settings.init.rule == "fan_in" else "σ₀, at every width"
     return (
         "abc-parametrisation, Falcon-H1's: every width factor sits in the forward multipliers (each contraction gets "
         "1/width); η, λ and the 23 LR and WD multipliers are the same at every size; hidden matrices start from "
-        f"{hidden}, embedding and lm_head from a constant σ₀; AdamW with coupled decay θ ← θ − η·λ·θ; no depth factor."
+        f"{hidden}, embedding and lm_head from a constant σ₀; AdamW with coupled decay θ ← θ − η·λ·θ; {depth}."
     )

@@ -69,11 +69,11 @@ def execute(
     corpus = plan.header.data.corpus
     try:
         if executor == "inline":
-            inline.drive(sweep, TrainingRunner(corpus, threads=None), on_event)
+            inline.drive(sweep, TrainingRunner(corpus), on_event)
         else:
             from mup_tune.engine import ray
 
-            make_runner = TrainingRunner(corpus, threads=1)
+            make_runner = TrainingRunner(corpus)
             ray.drive(sweep, make_runner, on_event, run_dir=folder.path, address=address, lanes=lanes)
         sweep.journal.set_note("complete", True)
     finally:
