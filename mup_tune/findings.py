@@ -88,7 +88,8 @@ class BasinSize(Model):
     """One size in a :class:`Basin`. ``drift`` and ``regret`` are against the family's smallest size.
 
     ``optimum``: log2 offset; None where the grid does not hold it, whatever the parabola of ``fit`` says. ``drift``:
-    optimum here − optimum there, in log2. ``regret``: what the smallest size's optimum costs here, in nats/token. ``best_offset``: the trained point with the lowest mean loss. ``note`` says why something is missing.
+    optimum here − optimum there, in log2. ``regret``: what the smallest size's optimum costs here, in nats/token.
+    ``best_offset``: the trained point with the lowest mean loss. ``note`` says why something is missing.
     """
 
     label: str
