@@ -1,9 +1,15 @@
-"""What a stage is: configuration from the plan plus two pure functions over finished trials."""
+"""What a stage is: configuration from the plan plus one straight walk over finished trials.
+
+The walk asks for the losses it needs, in order (:class:`Asked`). Where some are still missing it stops, and what it
+asked for so far is the proposal; with everything known it reaches its end, and that is the conclusion. So a decision
+in the walk rests only on trials asked for before it, and more rows never take a wish back.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -14,9 +20,10 @@ from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 from mup_tune.trial import Budget, Row, Trial
 
-__all__ = ["Conclusion", "Context", "Known", "Stage", "State"]
+__all__ = ["Asked", "Conclusion", "Context", "Known", "Losses", "Stage", "State"]
 
 Known = Mapping[str, Row]  # finished trials of the whole run, by trial hash
+Losses = dict[int, float | None]  # nats/token by seed; None where the member diverged
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,36 @@ class Context:
 class Conclusion:
     state: State
     finding: Finding
+
+
+class BarrierError(Exception):
+    """Trials that the next decision needs are not finished."""
+
+
+class Asked:
+    """The trials a walk asked for, each once, in order."""
+
+    def __init__(self, context: Context, known: Known) -> None:
+        self.context, self.known = context, known
+        self.trials: dict[str, Trial] = {}
+
+    def losses(
+        self, settings: Sequence[Settings], seeds: Iterable[int], shapes: Sequence[Shape | None] | None = None
+    ) -> list[Losses]:
+        """Loss per seed of each of ``settings``, at its entry of ``shapes`` or the proxy's Shape.
+
+        Raises:
+            BarrierError: some are not known yet; all of them are among ``trials`` then.
+        """
+        seeds = tuple(seeds)
+        places = shapes or [None] * len(settings)
+        wanted = [self.context.trials(each, seeds, shape) for each, shape in zip(settings, places, strict=True)]
+        self.trials.update({trial.hash: trial for trials in wanted for trial in trials})
+        missing = sum(trial.hash not in self.known for trials in wanted for trial in trials)
+        if missing:
+            raise BarrierError(f"{missing} trials of this stage are not finished")
+        rows = [[self.known[trial.hash] for trial in trials] for trials in wanted]
+        return [{row.trial.seed: row.loss if row.ok else None for row in each} for each in rows]
 
 
 class Stage(Model):
@@ -61,12 +98,19 @@ class Stage(Model):
         return ()
 
     @abstractmethod
+    def walk(self, asked: Asked, state: State) -> Conclusion:
+        """The whole stage, deterministic, with its losses from ``asked``."""
+
     def propose(self, context: Context, state: State, known: Known) -> Sequence[Trial]:
         """Every trial this stage wants, given what is known; the ones already known are not trained again.
 
-        Called at the start and at each barrier; the stage is over when all it wants is known. Must be deterministic.
+        Called at the start and at each barrier; the stage is over when all it wants is known.
         """
+        asked = Asked(context, known)
+        with suppress(BarrierError):
+            self.walk(asked, state)
+        return list(asked.trials.values())
 
-    @abstractmethod
     def conclude(self, context: Context, state: State, known: Known) -> Conclusion:
         """The decision, when everything wanted is known."""
+        return self.walk(Asked(context, known), state)

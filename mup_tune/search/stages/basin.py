@@ -14,13 +14,12 @@ from mup_tune import stats
 from mup_tune.errors import UserError
 from mup_tune.findings import Basin, BasinSize, Comparison, Finding
 from mup_tune.multipliers import BY_NAME
-from mup_tune.search.stage import Conclusion, Context, Known, Stage, State
+from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State
 from mup_tune.search.stages import sweep
-from mup_tune.search.stages.sweep import Asked, Curve
+from mup_tune.search.stages.sweep import Curve
 from mup_tune.settings import Settings, check_axis, untuned
 from mup_tune.shape import Positive, Shape, scaled
 from mup_tune.stats import Estimate, Parabola, Sigma
-from mup_tune.trial import Trial
 
 TOLERANCE = 0.5  # log2: a drift below half a grid step of factor 2 costs no more than the grid itself
 Param = Literal["mup", "sp"]
@@ -100,13 +99,7 @@ class BasinCheck(Stage):
         ]
         return sorted(found, key=lambda size: size[1].parameters())
 
-    def propose(self, context: Context, state: State, known: Known) -> Sequence[Trial]:
-        return sweep.wishes(lambda asked: self._walk(asked, state), context, known)
-
-    def conclude(self, context: Context, state: State, known: Known) -> Conclusion:
-        return self._walk(Asked(context, known), state)
-
-    def _walk(self, asked: Asked, state: State) -> Conclusion:
+    def walk(self, asked: Asked, state: State) -> Conclusion:
         context = asked.context
         if self.hp in BY_NAME and BY_NAME[self.hp].needs_ssm and not context.shape.d_ssm:
             raise UserError(f"{self.hp!r} does nothing without an SSM branch (d_ssm = 0)", field="hp")
@@ -323,7 +316,7 @@ def _absolute(comparisons: Sequence[Comparison]) -> str:
     return f"Tuned best losses: {head} (mup and sp, nats/token: {losses})."
 
 
-def _mean(losses: sweep.Losses) -> str:
+def _mean(losses: Losses) -> str:
     ended = stats.usable(losses)
     return "diverged" if ended is None else f"{fmean(ended.values()):.4f}"
 

@@ -10,10 +10,8 @@ from pydantic import Field, field_validator
 
 from mup_tune import stats
 from mup_tune.findings import Comparison, Finding, Interval
-from mup_tune.search.stage import Conclusion, Context, Known, Stage, State
+from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State
 from mup_tune.search.stages import sweep
-from mup_tune.search.stages.sweep import Asked, Losses
-from mup_tune.trial import Trial
 
 FIRST_SEED = 1000
 
@@ -49,13 +47,7 @@ class Confirm(Stage):
         """1000, 1001, … without the plan's tuning seeds."""
         return tuple(islice((seed for seed in count(FIRST_SEED) if seed not in context.seeds), self.n_seeds))
 
-    def propose(self, context: Context, state: State, known: Known) -> Sequence[Trial]:
-        return sweep.wishes(lambda asked: self._walk(asked, state), context, known)
-
-    def conclude(self, context: Context, state: State, known: Known) -> Conclusion:
-        return self._walk(Asked(context, known), state)
-
-    def _walk(self, asked: Asked, state: State) -> Conclusion:
+    def walk(self, asked: Asked, state: State) -> Conclusion:
         settings = [state.incumbent, *(state.references[name] for name in self.against)]
         ours, *theirs = asked.losses(settings, self.seeds(asked.context))
         comparisons = tuple(_compared(name, ours, other) for name, other in zip(self.against, theirs, strict=True))

@@ -9,12 +9,11 @@ from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
 from mup_tune.findings import AxisFinding, Decision, Finding
-from mup_tune.search.stage import Conclusion, Context, Known, Stage, State
+from mup_tune.search.stage import Asked, Conclusion, Stage, State
 from mup_tune.search.stages import sweep
-from mup_tune.search.stages.sweep import Asked, Curve
+from mup_tune.search.stages.sweep import Curve
 from mup_tune.settings import Settings, load_settings
 from mup_tune.stats import Sigma
-from mup_tune.trial import Trial
 
 SIGNIFICANT = 0.05
 
@@ -60,13 +59,7 @@ class ElrEwd(Stage):
         """The name under which the result is kept for later stages."""
         return self.reference
 
-    def propose(self, context: Context, state: State, known: Known) -> Sequence[Trial]:
-        return sweep.wishes(lambda asked: self._walk(asked, state), context, known)
-
-    def conclude(self, context: Context, state: State, known: Known) -> Conclusion:
-        return self._walk(Asked(context, known), state)
-
-    def _walk(self, asked: Asked, state: State) -> Conclusion:
+    def walk(self, asked: Asked, state: State) -> Conclusion:
         context = asked.context
         before = load_settings(self.settings, context.shape) if self.settings else state.incumbent
         current, axes, sigma = before, [], None

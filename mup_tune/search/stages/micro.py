@@ -16,12 +16,11 @@ from mup_tune.errors import unknown
 from mup_tune.findings import AxisFinding, Comparison, Decision, Finding
 from mup_tune.multipliers import BY_NAME, GROUPS, NAMES
 from mup_tune.roles import group_lr_wd
-from mup_tune.search.stage import Conclusion, Context, Known, Stage, State
+from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State
 from mup_tune.search.stages import sweep
-from mup_tune.search.stages.sweep import Asked, Curve, Losses
+from mup_tune.search.stages.sweep import Curve
 from mup_tune.settings import Settings
 from mup_tune.stats import Estimate, Sigma
-from mup_tune.trial import Trial
 
 SIGNIFICANT = 0.05
 HALF = 0.5  # one √2 step in log2
@@ -87,13 +86,7 @@ class Micro(Stage):
     def title(self) -> str:
         return f"Multipliers: {self.group if isinstance(self.group, str) else ', '.join(self.group)}"
 
-    def propose(self, context: Context, state: State, known: Known) -> Sequence[Trial]:
-        return sweep.wishes(lambda asked: self._walk(asked, state), context, known)
-
-    def conclude(self, context: Context, state: State, known: Known) -> Conclusion:
-        return self._walk(Asked(context, known), state)
-
-    def _walk(self, asked: Asked, state: State) -> Conclusion:
+    def walk(self, asked: Asked, state: State) -> Conclusion:
         context, before = asked.context, state.incumbent
         seeds = sweep.chosen_seeds(context, self.n_seeds)
         acting = _acting(self.names, context)

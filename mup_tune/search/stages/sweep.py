@@ -1,66 +1,20 @@
-"""What the stage kinds share: asking for losses across barriers, one swept axis, and what it tells.
-
-A stage is written as one straight walk over :class:`Asked`. Where losses are still missing the walk stops, and what
-it asked for so far is the proposal; with everything known it reaches its end, and that is the conclusion. So a
-decision in the walk rests only on trials asked for before it, and more rows never take a wish back.
-"""
+"""What the stage kinds share: one swept axis, and what it tells."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from mup_tune import stats
 from mup_tune.errors import UserError
 from mup_tune.findings import AxisFinding, Decision, Fit, Interval, Point
-from mup_tune.search.stage import Context, Known
+from mup_tune.search.stage import Asked, Context, Losses
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 from mup_tune.stats import Estimate, Parabola, Sigma
-from mup_tune.trial import Trial
 
-Losses = dict[int, float | None]  # nats/token by seed; None where the member diverged
 MAX_OFFSET = 16.0
-
-
-class BarrierError(Exception):
-    """Trials that the next decision needs are not finished."""
-
-
-class Asked:
-    """The trials a walk asked for, each once, in order."""
-
-    def __init__(self, context: Context, known: Known) -> None:
-        self.context, self.known = context, known
-        self.trials: dict[str, Trial] = {}
-
-    def losses(
-        self, settings: Sequence[Settings], seeds: Iterable[int], shapes: Sequence[Shape | None] | None = None
-    ) -> list[Losses]:
-        """Loss per seed of each of ``settings``, at its entry of ``shapes`` or the proxy's Shape.
-
-        Raises:
-            BarrierError: some are not known yet; all of them are among ``trials`` then.
-        """
-        seeds = tuple(seeds)
-        places = shapes or [None] * len(settings)
-        wanted = [self.context.trials(each, seeds, shape) for each, shape in zip(settings, places, strict=True)]
-        self.trials.update({trial.hash: trial for trials in wanted for trial in trials})
-        missing = sum(trial.hash not in self.known for trials in wanted for trial in trials)
-        if missing:
-            raise BarrierError(f"{missing} trials of this stage are not finished")
-        rows = [[self.known[trial.hash] for trial in trials] for trials in wanted]
-        return [{row.trial.seed: row.loss if row.ok else None for row in each} for each in rows]
-
-
-def wishes(walk: Callable[[Asked], object], context: Context, known: Known) -> list[Trial]:
-    """All trials that a walk asks for before it lacks losses."""
-    asked = Asked(context, known)
-    with suppress(BarrierError):
-        walk(asked)
-    return list(asked.trials.values())
 
 
 @dataclass

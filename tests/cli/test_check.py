@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def check(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mup_tune", "check", "coordinate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mup_tune.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("text")
+    for index in range(60):
+        (folder / f"{index:02d}.txt").write_text(f"{index} is followed by {index + 1}. " * 30)
+    prepare([folder], folder / "corpus", tokenizer="bytes", val_fraction=0.2)
+    return folder / "corpus"
+
+
+@pytest.mark.parametrize(("param", "code"), [("mup", (0, 3)), ("sp", (1,))])
+def test_the_exit_code_is_the_verdict(corpus: Path, tmp_path: Path, param: str, code: tuple[int, ...]) -> None:
+    sizes = ("--widths", "32,64,128", "--steps", 4, "--seeds", 2, "--corpus", corpus)
+    done = check(*sizes, "--param", param, "--out", tmp_path / "out", "--json")
+    assert done.returncode in code, done.stderr
+    data = json.loads(done.stdout)
+    assert {"pass": 0, "fail": 1, "inconclusive": 3}[data["verdict"]] == done.returncode
+    assert {"site", "of", "predicted", "excess", "verdict", "why"} == set(data["rows"][0])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "coordinate-width.yaml",
+        *(f"coordinate-width-{of}.{suffix}" for of in ("value", "change") for suffix in ("svg", "png")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--widths", "32,64"], "--widths: 32, 64: at least three different sizes"),
+        (["--widths", "32,40,64"], "has to be rounded"),
+        (["--widths", "32,x"], "is not a list of sizes"),
+        (["--depths", "2,2,4"], "--depths"),
+        (["--param", "mu"], "--param: unknown parametrisation 'mu'; did you mean 'mup'"),
+        (["--depth-rule", "complete"], "--depth-rule"),
+        (["--shape", "cpu-46"], "did you mean 'cpu-64'"),
+        (["--corpus", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_named(arguments: list[str], message: str) -> None:
+    done = check(*arguments)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
