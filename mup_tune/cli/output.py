@@ -31,9 +31,11 @@ def print_json(data: Any) -> None:
 def print_rows(rows: Sequence[dict[str, Any]], title: str, caption: str = "") -> None:
     """Rows with the same keys, as a table."""
     table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left", box=None)
-    for key in rows[0]:
+    for place, key in enumerate(rows[0]):
         numeric = all(isinstance(row[key], int | float | None) for row in rows)
-        table.add_column(key, justify="right" if numeric else "left", overflow="fold")
+        # What a row is about stays in one piece, as long as it leaves a narrow terminal room for the rest.
+        whole = place == 0 and max(len(number(row[key])) for row in rows) <= 24
+        table.add_column(key, justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         table.add_row(*(number(value) for value in row.values()))
     console.print(table)
