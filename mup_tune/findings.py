@@ -10,25 +10,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import Field
+
 from mup_tune.files import Model
 from mup_tune.settings import Settings
+from mup_tune.shape import Shape
 
 
 @dataclass(frozen=True)
 class State:
-    """What stages hand on: the best Settings so far, and named ones that a later stage compares with."""
+    """What stages hand on: the best Settings so far, named ones to compare with, and what was learned on the way.
+
+    ``sensitivity``: curvature of the loss along an axis, in nats/token per (log2)², of the last stage that fitted it.
+    ``flops``: spent so far by the stages that search for the incumbent, trials of other references left out.
+    """
 
     incumbent: Settings
     references: Mapping[str, Settings] = field(default_factory=dict)
+    sensitivity: Mapping[str, float] = field(default_factory=dict)
+    flops: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         references = {name: settings.model_dump(mode="json") for name, settings in self.references.items()}
-        return {"incumbent": self.incumbent.model_dump(mode="json"), "references": references}
+        return {
+            "incumbent": self.incumbent.model_dump(mode="json"),
+            "references": references,
+            "sensitivity": dict(self.sensitivity),
+            "flops": self.flops,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> State:
         references = {name: Settings.model_validate(each) for name, each in data["references"].items()}
-        return cls(Settings.model_validate(data["incumbent"]), references)
+        incumbent = Settings.model_validate(data["incumbent"])
+        return cls(incumbent, references, dict(data["sensitivity"]), float(data["flops"]))
 
 
 class Interval(Model):
@@ -48,21 +63,31 @@ class Point(Model):
 
 
 class Fit(Model):
-    """Log-parabola loss ≈ floor + ½·curvature·(offset − optimum)²; curvature in nats per (log2)²."""
+    """Log-parabola loss ≈ floor + ½·curvature·(offset − optimum)²; curvature in nats per (log2)².
+
+    ``lack_of_fit``: p-value of the test that a parabola misses more than the seeds' noise, None without replicates.
+    ``robust``: the parabola did not hold, and the fit is the fallback's.
+    """
 
     optimum: Interval
     floor: float
     curvature: Interval
     points_used: int
+    lack_of_fit: float | None = None
+    robust: bool = False
 
 
 Decision = Literal["moved", "kept", "flat", "edge", "not identifiable", "dropped"]
 
 
 class AxisFinding(Model):
-    """One axis of a stage: its grid, its fit where one is possible, what was decided and why (a sentence)."""
+    """One axis of a stage: its grid, its fit where one is possible, what was decided and why (a sentence).
+
+    ``pass_``: which pass over the group it is from, 1-based.
+    """
 
     axis: str
+    pass_: int = 1
     before: float
     after: float
     points: tuple[Point, ...]
@@ -74,7 +99,10 @@ class AxisFinding(Model):
 
 
 class Comparison(Model):
-    """Paired comparison over seeds: gain = loss(reference) − loss(candidate)."""
+    """Paired comparison over seeds: gain = loss(reference) − loss(candidate).
+
+    ``by_source``: the same gain on each source of a mixture alone, by its name; empty where there is one source.
+    """
 
     candidate: str
     reference: str
@@ -82,6 +110,7 @@ class Comparison(Model):
     reference_losses: dict[int, float | None]
     gain: Interval | None
     verdict: str
+    by_source: dict[str, Interval] = Field(default_factory=dict)
 
 
 class BasinSize(Model):
@@ -122,8 +151,59 @@ class Basin(Model):
     why: str
 
 
+class ShapePoint(Model):
+    """One Shape of a comparison at equal parameters, trained at the ELR of ``elr_offset`` (its best one, log2).
+
+    ``channels`` is SSM:attention:MLP in eighths, empty where channels were not split so. ``gain``: loss(proxy) −
+    loss(this), paired, each at its own best ELR; None at the proxy itself. ``tokens_per_s``: of one pack while
+    training, ``members`` members together. ``on_front``: no other Shape is both better and faster.
+    """
+
+    label: str
+    shape: Shape
+    channels: str
+    parameters: int
+    flops_per_token: float
+    losses: dict[int, float | None]
+    elr_offset: float
+    at_edge: bool
+    gain: Interval | None
+    tokens_per_s: float
+    members: int
+    on_front: bool
+
+
+class LengthCurve(Model):
+    """Validation loss against the RoPE base at ``factor`` times the training length, on the same text at each."""
+
+    factor: int
+    seq_len: int
+    points: tuple[Point, ...]
+
+
+class Candidate(Model):
+    """One point of a joint search, in the order proposed: log2 offsets by axis from the incumbent, loss per seed."""
+
+    round: int
+    offsets: dict[str, float]
+    losses: dict[int, float | None]
+
+
+class Search(Model):
+    """A joint search: its sampler, its box of ±``radius`` log2 around the centre, all candidates, the best one."""
+
+    sampler: str
+    axes: tuple[str, ...]
+    radius: float
+    centre_losses: dict[int, float | None]
+    candidates: tuple[Candidate, ...]
+    best: int | None
+
+
 class Finding(Model):
     """All that one stage learned. ``summary`` is prose for people, a sentence an entry.
+
+    ``headline``: what a run that claims no gain puts on top of its page, for stages that measure rather than tune.
 
     ``on_path`` is false where ``after`` was tuned only to be compared with: the incumbent did not change.
     """
@@ -137,5 +217,9 @@ class Finding(Model):
     axes: tuple[AxisFinding, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     basins: tuple[Basin, ...] = ()
+    shapes: tuple[ShapePoint, ...] = ()
+    lengths: tuple[LengthCurve, ...] = ()
+    searches: tuple[Search, ...] = ()
+    headline: str = ""
     sigma_delta: float | None = None
     summary: tuple[str, ...] = ()

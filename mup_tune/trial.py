@@ -18,6 +18,7 @@ class Budget(Model):
 
     ``lr_decay_to`` is the fraction of the peak that the exponential decay ends at. ``power_onset_tokens`` switches
     on the Effective Power Schedule (η and λ ∝ t^-¼ from there on; arXiv 2507.22448), null leaves both constant.
+    ``val_lengths`` adds validation at these multiples of ``seq_len``, on one text cut into rows of each length.
     """
 
     seq_len: Positive
@@ -28,6 +29,7 @@ class Budget(Model):
     lr_decay_to: Annotated[float, Field(gt=0, le=1)] = 0.1
     power_onset_tokens: Positive | None = None
     val_tokens: Positive
+    val_lengths: tuple[Positive, ...] = ()
     data_seed: NonNegative = 0
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -40,6 +42,12 @@ class Budget(Model):
             raise ValueError(f"batch_tokens = {self.batch_tokens} must be a multiple of seq_len = {self.seq_len}")
         if self.val_tokens % self.seq_len:
             raise ValueError(f"val_tokens = {self.val_tokens} must be a multiple of seq_len = {self.seq_len}")
+        longest = self.seq_len * max(self.val_lengths, default=1)
+        if any(longest % (self.seq_len * factor) for factor in self.val_lengths) or self.val_tokens % longest:
+            raise ValueError(
+                f"val_lengths = {list(self.val_lengths)} must each divide the largest, "
+                f"and val_tokens = {self.val_tokens} must be a multiple of {longest}"
+            )
         if self.total_tokens < self.batch_tokens:
             raise ValueError(f"total_tokens = {self.total_tokens} is less than one batch of {self.batch_tokens}")
         if self.warmup_tokens + self.decay_tokens > self.total_tokens:
@@ -68,6 +76,12 @@ class Trial(Model):
     def hash(self) -> str:
         return self.content_hash()
 
+    @property
+    def flops(self) -> float:
+        """Training FLOPs; validation is not counted."""
+        budget = self.budget
+        return self.shape.flops_per_token(budget.seq_len) * budget.steps * budget.batch_tokens
+
 
 Status = Literal["ok", "diverged"]
 
@@ -77,7 +91,8 @@ class Row:
     """A finished trial. ``loss`` is nats/token on the fixed validation batches, NaN if the member diverged.
 
     ``metrics``: bits_per_byte, train_loss, eta_lambda_T, clipped_fraction, grad_norm, tokens_per_s (this member's
-    share), flops. ``reason`` says why and at which step a member diverged.
+    share), members (of its pack), flops; ``loss.NAME`` on each source of a mixture; ``loss_x2`` at twice the training
+    length, for every entry of ``val_lengths``. ``reason`` says why and at which step a member diverged.
     """
 
     trial: Trial

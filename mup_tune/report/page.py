@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log2
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mup_tune.errors import UserError
 from mup_tune.files import write_atomic
 from mup_tune.findings import AxisFinding, Comparison, Finding
 from mup_tune.multipliers import MULTIPLIERS
-from mup_tune.report import basins, facts, figures, formats
+from mup_tune.report import basins, facts, figures
 from mup_tune.report.facts import Claim
+from mup_tune.report.html import environment
 from mup_tune.report.schedule import schedule_figure
 from mup_tune.run.tables import RunView
 from mup_tune.settings import GLOBAL_AXES, Settings
@@ -33,6 +33,9 @@ ARXIV = {
     "2405.21060": "Mamba-2: the SSM branch",
 }
 
+# What some kinds of stages show beyond axes and comparisons; each returns "" where a finding has none of it.
+SECTIONS: tuple[Callable[[Finding, str], str], ...] = ()
+
 
 @dataclass(frozen=True)
 class StageView:
@@ -45,6 +48,7 @@ class StageView:
     claims: list[Claim]
     claims_figure: Markup | None
     basins: basins.View | None
+    sections: list[Markup]
     ok: int
     diverged: int
 
@@ -77,7 +81,7 @@ def render(run: RunView) -> str:
     losses, gaps, curve_seeds = facts.curves(run)
     path = [finding for finding in run.findings if finding.on_path]
     return str(
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             plan_name=str(run.plan.get("name", "")),
@@ -99,6 +103,8 @@ def render(run: RunView) -> str:
             schedule_figure=_schedule_figure(run),
             parametrisation=_parametrisation(run.incumbent),
             arxiv=ARXIV,
+            marks=MARKS,
+            basin_marks=basins.MARKS,
         )
     )
 
@@ -114,27 +120,6 @@ def write(run: RunView, out: Path) -> None:
     if out.is_dir():
         raise UserError(f"{str(out)!r} is a folder", field="--out", fix=f"Name a file, such as {out / 'report.html'}")
     write_atomic(out, render(run))
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("mup_tune.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("loss", "mnat", "mnat_ci", "log2", "log2_ci", "value", "p_value", "plural"):
-        environment.filters[name] = getattr(formats, name)
-    environment.filters["mean"] = _mean
-    environment.globals.update(marks=MARKS, basin_marks=basins.MARKS)
-    return environment
-
-
-def _mean(losses: dict[int, float | None]) -> float | None:
-    """Mean over the seeds that ended."""
-    ended = [loss for loss in losses.values() if loss is not None]
-    return float(np.mean(ended)) if ended else None
 
 
 def _stage(run: RunView, finding: Finding, index: int) -> StageView:
@@ -155,7 +140,8 @@ def _stage(run: RunView, finding: Finding, index: int) -> StageView:
     ok = int((trials["status"] == "ok").sum())
     figure = _claims_figure(claims, anchor)
     basin = basins.view(finding.basins, anchor)
-    return StageView(anchor, finding, panels, gains, claims, figure, basin, ok, len(trials) - ok)
+    sections = [Markup(text) for section in SECTIONS if (text := section(finding, anchor))]
+    return StageView(anchor, finding, panels, gains, claims, figure, basin, sections, ok, len(trials) - ok)
 
 
 def _claims_figure(claims: list[Claim], anchor: str) -> Markup | None:

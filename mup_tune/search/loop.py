@@ -7,12 +7,13 @@ resuming is replaying: the journal's rows and packs go in, and the same decision
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mup_tune.engine.packing import halves, population_size, split
 from mup_tune.engine.work import Calibrate, Calibration, Outcome, OutOfMemoryError, Signal, Work
 from mup_tune.errors import UserError
 from mup_tune.files import content_hash
+from mup_tune.findings import Finding
 from mup_tune.run.journal import Journal
 from mup_tune.search.plan import Plan
 from mup_tune.search.stage import Conclusion, State
@@ -115,9 +116,15 @@ class Sweep:
                 return
             conclusion: Conclusion = stage.conclude(self.context, self.state, known)
             finding = conclusion.finding.model_copy(update={"stage": key})
-            self.journal.conclude(key, finding, conclusion.state)
-            self.state = conclusion.state
+            state = replace(conclusion.state, flops=self.state.flops + self._spent(key, finding))
+            self.journal.conclude(key, finding, state)
+            self.state = state
             self.index += 1
+
+    def _spent(self, key: str, finding: Finding) -> float:
+        """FLOPs of the stage's own trials; what is tuned only to be compared with is no part of the search."""
+        members = self.journal.members() if finding.on_path else []
+        return sum(member.row.trial.flops for member in members if member.stage == key)
 
     def _queue(self, key: str, missing: list[Trial]) -> None:
         """Packs that were journalled before a crash first, in their composition; new packs for the rest."""
@@ -137,7 +144,7 @@ class Sweep:
                 self.queue.append(Calibrate(trials[0], sizes))
             return
         # The dearest Shape first: what is left at the barrier is cheap.
-        for kind, trials in sorted(kinds.items(), key=lambda item: -_cost(item[1][0])):
+        for kind, trials in sorted(kinds.items(), key=lambda item: -item[1][0].flops):
             size = min(self.largest, population_size(self._calibration(kind), len(trials), self.lanes))
             for members in split(tuple(trials), size):
                 self.queue.append(self._planned(key, members))
@@ -166,10 +173,6 @@ class Sweep:
 
 def _id(work: Work) -> str:
     return work.id if isinstance(work, Pack) else f"calibration {_kind(work.trial)}"
-
-
-def _cost(trial: Trial) -> float:
-    return trial.shape.flops_per_token(trial.budget.seq_len) * trial.budget.total_tokens
 
 
 def _kind(trial: Trial) -> str:

@@ -20,7 +20,7 @@ from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 from mup_tune.trial import Budget, Row, Trial
 
-__all__ = ["Asked", "Conclusion", "Context", "Known", "Losses", "Stage", "State"]
+__all__ = ["Asked", "Conclusion", "Context", "Known", "Losses", "Stage", "State", "losses"]
 
 Known = Mapping[str, Row]  # finished trials of the whole run, by trial hash
 Losses = dict[int, float | None]  # nats/token by seed; None where the member diverged
@@ -34,10 +34,12 @@ class Context:
     budget: Budget
     seeds: tuple[int, ...]
 
-    def trials(self, settings: Settings, seeds: Iterable[int], shape: Shape | None = None) -> list[Trial]:
-        """One trial a seed, at ``shape`` or the proxy's."""
-        shape = shape or self.shape
-        return [Trial(shape=shape, budget=self.budget, settings=settings, seed=seed) for seed in seeds]
+    def trials(
+        self, settings: Settings, seeds: Iterable[int], shape: Shape | None = None, budget: Budget | None = None
+    ) -> list[Trial]:
+        """One trial a seed, at ``shape`` and ``budget`` or the plan's."""
+        shape, budget = shape or self.shape, budget or self.budget
+        return [Trial(shape=shape, budget=budget, settings=settings, seed=seed) for seed in seeds]
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,24 @@ class Asked:
         seeds = tuple(seeds)
         places = shapes or [None] * len(settings)
         wanted = [self.context.trials(each, seeds, shape) for each, shape in zip(settings, places, strict=True)]
+        return [losses(rows) for rows in self.rows(wanted)]
+
+    def rows(self, wanted: Sequence[Sequence[Trial]]) -> list[list[Row]]:
+        """The finished rows of each list of trials, all of them asked for at once.
+
+        Raises:
+            BarrierError: as above.
+        """
         self.trials.update({trial.hash: trial for trials in wanted for trial in trials})
         missing = sum(trial.hash not in self.known for trials in wanted for trial in trials)
         if missing:
             raise BarrierError(f"{missing} trials of this stage are not finished")
-        rows = [[self.known[trial.hash] for trial in trials] for trials in wanted]
-        return [{row.trial.seed: row.loss if row.ok else None for row in each} for each in rows]
+        return [[self.known[trial.hash] for trial in trials] for trials in wanted]
+
+
+def losses(rows: Iterable[Row], metric: str | None = None) -> Losses:
+    """Loss by seed, or a metric in its place; None where the member diverged."""
+    return {row.trial.seed: (row.metrics[metric] if metric else row.loss) if row.ok else None for row in rows}
 
 
 class Stage(Model):
@@ -96,6 +110,14 @@ class Stage(Model):
     def requires(self) -> Sequence[str]:
         """Names that earlier stages must have left."""
         return ()
+
+    def counts(self, context: Context, state: State) -> tuple[int, int]:
+        """(trials if nothing surprises, trials at the very most), before anything is trained.
+
+        ``state`` is the one a forecast has reached: its ``flops`` are what earlier stages are expected to spend.
+        """
+        first = len(self.propose(context, state, {}))
+        return first, first
 
     @abstractmethod
     def walk(self, asked: Asked, state: State) -> Conclusion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -114,7 +115,8 @@ class ElrEwd(Stage):
             summary=tuple(summary),
         )
         references = {**state.references, self.reference: after} if self.reference else dict(state.references)
-        return Conclusion(State(after if self.incumbent else state.incumbent, references), finding)
+        incumbent = after if self.incumbent else state.incumbent
+        return Conclusion(replace(state, incumbent=incumbent, references=references), finding)
 
 
 def _ewd(curve: Curve, sigma: Sigma | None) -> tuple[Settings, AxisFinding]:

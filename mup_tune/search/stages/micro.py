@@ -6,7 +6,7 @@ The √2 grid is Falcon-H1's (arXiv 2507.22448); the tests and the joint step ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -181,7 +181,7 @@ class Micro(Stage):
             sigma_delta=None if sigma is None else sigma.value,
             summary=tuple(summary),
         )
-        return Conclusion(State(after, state.references), finding)
+        return Conclusion(replace(state, incumbent=after), finding)
 
 
 def _acting(names: Sequence[str], context: Context) -> list[str]:
