@@ -146,6 +146,7 @@ def _stage(entry: dict[str, Any], index: int, path: Path) -> Stage:
 def _check_stages(plan: Plan, path: Path) -> None:
     """References a stage compares with must come from an earlier one; grids must suit the Shape."""
     available: dict[str, Settings] = {}
+    measured: dict[str, float] = {}
     for index, stage in enumerate(plan.stages):
         for name in stage.requires:
             if name not in available:
@@ -154,8 +155,8 @@ def _check_stages(plan: Plan, path: Path) -> None:
                 raise UserError(problem, file=path, field=f"stages[{index}].against", fix=fix)
         try:
             # The first proposal touches every option that depends on the Shape; it trains nothing.
-            stage.propose(plan.context, State(plan.start, available), {})
+            stage.propose(plan.context, State(plan.start, available, measured), {})
         except UserError as error:
             raise UserError(error.problem, file=path, field=f"stages[{index}]", fix=error.fix) from None
-        if stage.provides:
-            available[stage.provides] = plan.start
+        available |= dict.fromkeys(stage.provides, plan.start)
+        measured |= dict.fromkeys(stage.measures, 1.0)

@@ -102,13 +102,18 @@ class Stage(Model):
         return self.name or self.kind
 
     @property
-    def provides(self) -> str | None:
-        """Name under which this stage leaves Settings for later stages to compare with."""
-        return None
+    def provides(self) -> Sequence[str]:
+        """Names under which this stage leaves Settings for later stages to compare with."""
+        return ()
 
     @property
     def requires(self) -> Sequence[str]:
         """Names that earlier stages must have left."""
+        return ()
+
+    @property
+    def measures(self) -> Sequence[str]:
+        """Axes whose sensitivity this stage leaves for later stages: 0 where no curvature was shown."""
         return ()
 
     def counts(self, context: Context, state: State) -> tuple[int, int]:

@@ -56,9 +56,9 @@ class ElrEwd(Stage):
         return f"{axes} of {self.settings or 'the incumbent'}"
 
     @property
-    def provides(self) -> str | None:
+    def provides(self) -> Sequence[str]:
         """The name under which the result is kept for later stages."""
-        return self.reference
+        return (self.reference,) if self.reference else ()
 
     def walk(self, asked: Asked, state: State) -> Conclusion:
         context = asked.context
