@@ -154,6 +154,8 @@ class Basin(Model):
 class ShapePoint(Model):
     """One Shape of a comparison at equal parameters, trained at the ELR of ``elr_offset`` (its best one, log2).
 
+    The first point of a Finding is always the proxy.
+
     ``channels`` is SSM:attention:MLP in eighths, empty where channels were not split so. ``gain``: loss(proxy) −
     loss(this), paired, each at its own best ELR; None at the proxy itself. ``tokens_per_s``: of one pack while
     training, ``members`` members together. ``on_front``: no other Shape is both better and faster.

@@ -172,5 +172,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "matrix_lr": tuple(f"{name}.elr" for name in (*MATRICES, *EMBEDDINGS)),
     "matrix_wd": tuple(f"{name}.ewd" for name in MATRICES),
     "vector_lr": tuple(f"{name}.lr" for name in VECTORS),
+    "all": NAMES,
     "most_sensitive": ("embedding", "lm_head", "embedding_weight.elr", "lm_head_weight.elr", "mlp_down"),
 }

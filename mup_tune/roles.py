@@ -169,7 +169,8 @@ def role_table(shape: Shape, settings: Settings) -> RoleTable:
 
     def vector(parameter: str, size: tuple[int, ...], group: str, distribution: Distribution, rule: str) -> None:
         std = {"ones": 0.0, "conv_uniform": (3 * shape.conv_kernel) ** -0.5}.get(distribution)
-        inferred = "; membership of the mixer's norm inferred" if parameter.endswith("mamba.norm.weight") else ""
+        extra = parameter.endswith(("mamba.norm.weight", "pre_attention_layernorm.weight"))
+        inferred = "; membership of this norm inferred" if extra else ""
         rule += "; η constant, not decayed"
         add(parameter, "", size, group, distribution, std, 1.0, rule, LEARNABLE + inferred)
 
@@ -200,6 +201,8 @@ def role_table(shape: Shape, settings: Settings) -> RoleTable:
         if shape.gated_norm:
             vector(mamba + "norm.weight", (shape.d_ssm,), "input_norm", "ones", "init 1")
         matrix(mamba + "out_proj.weight", (d, shape.d_ssm), "ssm_out_proj", base.d_ssm, "ssm_out")
+    if shape.has_attention_norm:
+        vector(layer + "pre_attention_layernorm.weight", (d,), "input_norm", "ones", "init 1")
     attention = layer + "self_attn."
     matrix(attention + "q_proj.weight", (shape.d_attn, d), "qkv", base.d_model, "attention_in")
     matrix(attention + "k_proj.weight", (shape.d_kv, d), "qkv", base.d_model, "attention_in · key")

@@ -17,6 +17,7 @@ def _whole(value: object) -> object:
 
 Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, strict=True)]
 NonNegative = Annotated[int, BeforeValidator(_whole), Field(ge=0, strict=True)]
+BlockOrder = Literal["SA_M", "SAM", "S_A_M"]
 
 
 class Shape(Model):
@@ -24,6 +25,11 @@ class Shape(Model):
 
     Derived sizes: ``d_attn = n_heads · head_dim``, ``d_kv = n_kv_heads · head_dim``,
     ``n_ssm_heads = d_ssm / ssm_head_dim``, ``d_conv = d_ssm + 2 · n_groups · d_state``.
+
+    ``block_order`` (arXiv 2507.22448, §2): ``SA_M`` adds SSM and attention together, then the MLP; ``SAM`` all three
+    together; ``S_A_M`` one after the other. *Inferred*, so that parameters and the 35 multipliers are comparable: a
+    branch keeps its norm in every order, and in ``S_A_M`` attention gets one of its own. Without an SSM branch
+    ``S_A_M`` is ``SA_M``.
     """
 
     name: str = ""
@@ -40,7 +46,7 @@ class Shape(Model):
     vocab_size: Positive
     conv_kernel: Positive = 4
     gated_norm: bool = False
-    block_order: Literal["SA_M"] = "SA_M"
+    block_order: BlockOrder = "SA_M"
     note: str = Field(default="", exclude=True)
 
     @model_validator(mode="after")
@@ -77,6 +83,11 @@ class Shape(Model):
         """Rows of the Mamba-2 input projection: z, x, B, C, dt; 0 without an SSM branch."""
         return self.d_ssm + self.d_conv + self.n_ssm_heads
 
+    @property
+    def has_attention_norm(self) -> bool:
+        """Whether attention reads another stream than the SSM does, and so has a norm of its own."""
+        return self.block_order == "S_A_M" and self.d_ssm > 0
+
     def matmul_parameters(self) -> int:
         """Parameters that every token multiplies: all projections and lm_head, not the embedding look-up."""
         attention = self.d_model * (2 * self.d_attn + 2 * self.d_kv)
@@ -87,6 +98,7 @@ class Shape(Model):
     def parameters(self) -> int:
         """All parameters; embedding and lm_head are untied."""
         vectors = 2 * self.d_model + (self.d_ssm if self.gated_norm else 0)
+        vectors += self.d_model if self.has_attention_norm else 0
         vectors += self.d_conv * (self.conv_kernel + 1 if self.d_ssm else 0) + 3 * self.n_ssm_heads
         return self.matmul_parameters() + self.n_layers * vectors + self.d_model * (self.vocab_size + 1)
 

@@ -29,10 +29,10 @@ def parabola(optimum, curvature=0.05, grid=GRID):
 @pytest.mark.parametrize("noise", [0.002, 0.01])
 def test_the_optimums_interval_covers_it(seeds, noise):
     rng = np.random.default_rng(seeds)
-    optima = rng.uniform(-1, 1, 400)
+    optima = rng.uniform(-1, 1, 1000)
     fits = [(fit_parabola(GRID, simulated(rng, parabola(each), seeds, noise)), each) for each in optima]
     fits = [(fit, each) for fit, each in fits if fit is not None]
-    assert len(fits) > 395
+    assert len(fits) > 987
     assert 0.90 < np.mean([fit.optimum.low <= each <= fit.optimum.high for fit, each in fits]) < 0.99
     assert abs(np.mean([fit.optimum.value - each for fit, each in fits])) < 0.02
     assert 0.90 < np.mean([fit.curvature.low <= 0.05 <= fit.curvature.high for fit, _ in fits]) < 0.995

@@ -20,7 +20,10 @@ def _group() -> None:
 @data.command("prepare")
 def prepare(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT…", help="Text files, JSONL, folders of them, or Megatron pairs.")
+        list[Path],
+        typer.Argument(
+            metavar="INPUT…", help="Text, .jsonl (both also .gz, .zst), .parquet, folders of them, or Megatron pairs."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Corpus folder to write.")],
     tokenizer: Annotated[
@@ -38,8 +41,9 @@ def prepare(
 ) -> None:
     """Tokenize text, or adopt Megatron .bin/.idx pairs without copying them, and split off validation documents.
 
-    One text file is one document, and so is the `text` field of one line of JSONL. A document's side of the split
-    follows from its content alone. Hidden, binary and empty files are skipped and counted.
+    One text file is one document, and so is the `text` of one line of JSONL or one row of Parquet. Compressed files
+    (x.txt.gz, x.jsonl.zst) are read as they are. A document's side of the split follows from its content alone.
+    Hidden, binary and empty files are skipped and counted.
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 

@@ -12,7 +12,9 @@ from mup_tune.errors import InterruptedRunError, UserError, unknown
 
 
 def sweep(
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A shipped plan (quickstart) or a YAML file.")],
+    plan: Annotated[
+        str, typer.Argument(metavar="PLAN", help="A shipped plan (`mup-tune plan` lists them) or a YAML file.")
+    ],
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of this run; resumes one that exists.")],
     executor: Annotated[
         str, typer.Option(help="ray: a lane per device. inline: this process, one device (or one core).")
@@ -28,8 +30,9 @@ def sweep(
 ) -> None:
     """Run a plan: train populations of proxies stage by stage and keep the best settings.
 
-    The same command resumes a run that was stopped by Ctrl-C, `kill -9` or a crash; packs that were committed are
-    not trained again. Reports come from `mup-tune report DIR`, full-size configs from `mup-tune transfer DIR`.
+    `mup-tune plan PLAN` says beforehand what it will cost. The same command resumes a run that was stopped by Ctrl-C,
+    `kill -9` or a crash; packs that were committed are not trained again. Reports come from `mup-tune report DIR`,
+    full-size configs from `mup-tune transfer DIR`.
     """
     if executor not in ("ray", "inline"):
         raise UserError(unknown("executor", executor, ("ray", "inline")), field="--executor")
@@ -38,6 +41,7 @@ def sweep(
     from mup_tune.search.plan import load_plan
 
     loaded = load_plan(plan, scale, tuple(assign or ()))
+    target = loaded.header.target or "falcon-h1-0.5b"
 
     from mup_tune.cli.live import Display
     from mup_tune.search.execute import execute, open_sweep
@@ -52,7 +56,7 @@ def sweep(
                     console.print(f"  {sentence}", highlight=False, markup=False)
             console.print(
                 f"Tuned settings: {folder.path / 'settings' / 'incumbent.yaml'}. "
-                f"Next: `mup-tune report {run}`, `mup-tune transfer {run} --target falcon-h1-0.5b --out DIR`.",
+                f"Next: `mup-tune report {run}`, `mup-tune transfer {run} --target {target} --out DIR`.",
                 highlight=False,
             )
     except KeyboardInterrupt:

@@ -23,6 +23,13 @@ def transfer(
         int | None,
         typer.Option(metavar="N", help="Tokens a step of the target: scales η by √(N/run's). Left out: η as tuned."),
     ] = None,
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATIO|from-run",
+            help="Share the target's channels anew, SSM:attention:MLP in eighths such as 2:1:5, or the run's best.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write a full-size config with its init, parameter groups and schedule.
@@ -32,13 +39,15 @@ def transfer(
     exactly one pattern, else nothing is written.
     """
     from mup_tune.shape import load_shape
+    from mup_tune.transfer.channels import resplit
     from mup_tune.transfer.hf import export_hf
     from mup_tune.transfer.resolve import at_batch, resolve
 
     found = resolve(source)
     if batch_tokens is not None:
         found = at_batch(found, batch_tokens)
-    export = export_hf(found, load_shape(target), out)
+    shape = load_shape(target)
+    export = export_hf(found, shape if channels is None else resplit(shape, channels, source), out)
     if json:
         print_json({**asdict(export), "out": str(export.out)})
         return

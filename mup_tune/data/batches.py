@@ -47,7 +47,11 @@ class Batches:
             )
 
     def batch(self, step: int) -> Batch:
-        row_B = self._row_numbers(np.arange(step * self.rows, (step + 1) * self.rows, dtype=np.int64))
+        return self.at(np.arange(step * self.rows, (step + 1) * self.rows, dtype=np.int64))
+
+    def at(self, order_B: NDArray[np.int64]) -> Batch:
+        """The rows at these places of the endless order, whatever :attr:`rows` is."""
+        row_B = self._row_numbers(order_B)
         ids_BW, documents_BW = self._stream.at(row_B[:, None] * self.seq_len + np.arange(self.seq_len + 1))
         starts_BT = documents_BW[:, 1:] != documents_BW[:, :-1]  # of the next token
         documents_BT = np.zeros(starts_BT.shape, np.int32)
@@ -62,18 +66,3 @@ class Batches:
             inside = epochs == epoch
             rows[inside] = permuted(index[inside], self.epoch_rows, f"{self.seed}/{epoch}")
         return rows
-
-
-def check_epochs(corpus: Corpus, total_tokens: int, max_epochs: float) -> None:
-    """Refuse to read the training split more often than ``max_epochs``.
-
-    Raises:
-        UserError: with the numbers.
-    """
-    tokens = corpus.tokens("train")
-    if total_tokens > max_epochs * tokens:
-        problem = (
-            f"{total_tokens:,} training tokens are {total_tokens / tokens:.3g} epochs of {tokens:,} tokens; "
-            f"at most {max_epochs:g} are allowed"
-        )
-        raise UserError(problem, file=corpus.path, fix="Use more text, a smaller total_tokens or a larger max_epochs")

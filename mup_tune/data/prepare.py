@@ -17,7 +17,8 @@ import numpy as np
 
 from mup_tune.data.corpus import CORPUS_FILE, Corpus, Manifest
 from mup_tune.data.indexed import MAX_SEQUENCE, IndexedTokens, PairWriter, pair_paths, token_dtype
-from mup_tune.data.sources import Advance, Found, discover, documents
+from mup_tune.data.readers import Advance
+from mup_tune.data.sources import Found, discover, documents
 from mup_tune.data.split import DIGEST_BYTES, Records, validation_side, write_split
 from mup_tune.data.tokenizer import Tokenizer, TokenizerInfo, load_tokenizer
 from mup_tune.errors import UserError
@@ -59,7 +60,7 @@ def write_corpus(found: Found, out: Path, tokenizer: Tokenizer, val_fraction: fl
     """Write the corpus ``out``. It appears whole, under its name, or not at all.
 
     Args:
-        found: text files, or Megatron pairs, which stay where they are.
+        found: files of documents, or Megatron pairs, which stay where they are.
         val_fraction: share of documents held out, chosen by hash.
         advance: told of input bytes as they are read.
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mup_tune.data.indexed import is_index, pair_paths
+from mup_tune.data.readers import Advance, read
 from mup_tune.errors import UserError
-
-Advance = Callable[[int], None]  # told how many input bytes were just read
-SNIFF = 1 << 13
 
 
 @dataclass
 class Found:
-    """Text and JSONL files in reading order, or prefixes of Megatron pairs; ``skipped`` counts by reason."""
+    """Text, JSONL and Parquet files in reading order, or prefixes of Megatron pairs; ``skipped`` counts by reason."""
 
     texts: list[Path] = field(default_factory=list)
     pairs: list[Path] = field(default_factory=list)
@@ -56,7 +53,7 @@ def discover(inputs: Iterable[Path]) -> Found:
         problem = f"text ({found.texts[0]}) and Megatron pairs ({found.pairs[0]}) cannot be mixed"
         raise UserError(problem, fix="Prepare them apart")
     if not found.texts and not found.pairs:
-        raise UserError(f"no text, JSONL or Megatron pair in {', '.join(str(given) for given in inputs)}")
+        raise UserError(f"no text, JSONL, Parquet or Megatron pair in {', '.join(str(given) for given in inputs)}")
     return found
 
 
@@ -91,50 +88,10 @@ def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
 
 
 def documents(paths: Iterable[Path], skipped: Counter[str], advance: Advance) -> Iterator[str]:
-    """The non-empty documents of text and JSONL files, in order; holds one of them at a time."""
+    """The non-empty documents of the files, in order; holds one of them at a time."""
     for path in paths:
-        try:
-            for text in _lines(path, skipped, advance) if path.suffix == ".jsonl" else _whole(path, skipped, advance):
-                if text:
-                    yield text
-                else:
-                    skipped["empty"] += 1
-        except OSError as error:
-            raise UserError(f"cannot be read ({error.strerror})", file=path) from None
-
-
-def _whole(path: Path, skipped: Counter[str], advance: Advance) -> Iterator[str]:
-    with path.open("rb") as stream:
-        content = stream.read(SNIFF)
-        if b"\0" not in content:  # a large binary file is not worth reading further
-            content += stream.read()
-    advance(path.stat().st_size)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        skipped["not UTF-8 text"] += 1
-        return
-    yield text
-
-
-def _lines(path: Path, skipped: Counter[str], advance: Advance) -> Iterator[str]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            advance(len(line))
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"is not JSON ({error})", file=path, field=f"line {number}") from None
-            text = record.get("text") if isinstance(record, dict) else None
-            if not isinstance(text, str):
-                raise UserError("must be an object with a string field 'text'", file=path, field=f"line {number}")
-            try:
-                text.encode()
-            except UnicodeEncodeError:  # half a surrogate pair
-                skipped["not UTF-8 text"] += 1
-                continue
-            yield text
+        for text in read(path, skipped, advance):
+            if text:
+                yield text
+            else:
+                skipped["empty"] += 1

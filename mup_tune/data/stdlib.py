@@ -29,14 +29,7 @@ def default_corpus(cache_dir: Path | None = None, stdlib: Path | None = None) ->
         cache_dir: instead of $XDG_CACHE_HOME/mup-tune or ~/.cache/mup-tune.
         stdlib: instead of this interpreter's library folder.
     """
-    root = stdlib or Path(sysconfig.get_path("stdlib"))
-    paths = _sources(root)
-    if not paths:
-        raise UserError(
-            f"has no Python source to make {DEFAULT_CORPUS!r} from", file=root, fix="Prepare a corpus of your own"
-        )
-    cache = cache_dir or _cache_dir()
-    out = cache / f"{DEFAULT_CORPUS}-{platform.python_version()}-{_fingerprint(root, paths)}"
+    out, paths = default_folder(cache_dir, stdlib)
     if not out.is_dir():
         print(f"preparing the corpus {DEFAULT_CORPUS} ({len(paths)} files) in {out}", file=sys.stderr)
         try:
@@ -45,6 +38,18 @@ def default_corpus(cache_dir: Path | None = None, stdlib: Path | None = None) ->
             if not out.is_dir():  # else another process was faster, with the same content
                 raise
     return Corpus.open(out)
+
+
+def default_folder(cache_dir: Path | None = None, stdlib: Path | None = None) -> tuple[Path, list[Path]]:
+    """Where the corpus is, or would be prepared, and the files it is made from; prepares nothing."""
+    root = stdlib or Path(sysconfig.get_path("stdlib"))
+    paths = _sources(root)
+    if not paths:
+        raise UserError(
+            f"has no Python source to make {DEFAULT_CORPUS!r} from", file=root, fix="Prepare a corpus of your own"
+        )
+    cache = cache_dir or _cache_dir()
+    return cache / f"{DEFAULT_CORPUS}-{platform.python_version()}-{_fingerprint(root, paths)}", paths
 
 
 def _sources(root: Path) -> list[Path]:

@@ -41,6 +41,16 @@ class TokenizerInfo(Model):
     vocab_size: Annotated[int, Field(ge=2, le=MAX_VOCAB)]
     eod: Annotated[int, Field(ge=0)]
 
+    @property
+    def identity(self) -> tuple[int, int, str]:
+        """Equal where an id means the same."""
+        return self.vocab_size, self.eod, self.sha256
+
+    @property
+    def told(self) -> str:
+        which = f" of SHA-256 {self.sha256[:12]}…" if self.sha256 else ""
+        return f"a {self.kind} tokenizer{which} with {self.vocab_size:,} ids and EOD {self.eod}"
+
 
 @dataclass(frozen=True)
 class Tokenizer:

@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
 from mup_tune.engine.work import Calibrate, Calibration, Outcome, OutOfMemoryError, Progress, Report, Runner, Work
+from mup_tune.errors import UserError
 from mup_tune.trial import Pack
 
 if TYPE_CHECKING:
-    from mup_tune.data.corpus import Corpus
+    from mup_tune.data.mixture import Data, Mixture
     from mup_tune.train.trainer import Device
 
 CALIBRATION_STEPS = 3
+WORTH = 0.05  # relative gain in tokens/s below which a doubling of the population is not worth measuring on
 
 
 @dataclass(frozen=True)
 class TrainingRunner:
-    """Picklable factory of a lane's runner.
+    """Picklable factory of a lane's runner: ``data`` to train on, by absolute paths, and the hash it must have.
 
     A lane has one thread: several lanes then fill a CPU better than one lane's threads do, and inline and Ray give
     bitwise the same losses for the same pack.
     """
 
-    corpus: str
+    data: tuple[Data, ...]
+    hash: str
 
     def __call__(self, lane: str) -> Runner:
-        return _Lane(lane, self.corpus)
+        return _Lane(lane, self.data, self.hash)
 
 
 class _Lane:
-    def __init__(self, lane: str, corpus: str) -> None:
+    def __init__(self, lane: str, data: tuple[Data, ...], expected: str) -> None:
         import torch
 
-        from mup_tune.data.corpus import open_corpus
+        from mup_tune.data.mixture import open_mixture
 
         torch.set_num_threads(1)
         # Subnormal second moments of unseen tokens cost more than they tell.
         torch.set_flush_denormal(True)
         self.lane = lane
-        self.corpus: Corpus = open_corpus(corpus)
+        self.data: Mixture = open_mixture(data)
+        _check(self.data, expected)
         self.device = measure_device("cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, work: Work, report: Report) -> Outcome:
@@ -50,14 +55,25 @@ class _Lane:
         from mup_tune.train.trainer import train_pack
 
         if isinstance(work, Calibrate):
-            return calibrate(work, self.corpus, self.device)
+            return calibrate(work, self.data, self.device)
         pack: Pack = work
         try:
             return train_pack(
-                pack, self.corpus, self.device, lambda done, speed: report(Progress(self.lane, pack.id, done, speed))
+                pack, self.data, self.device, lambda done, speed: report(Progress(self.lane, pack.id, done, speed))
             )
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(str(error).splitlines()[0]) from None
+
+
+def _check(data: Mixture, expected: str) -> None:
+    """Refuse data that is not the run's: on another host the same path may hold something else."""
+    if data.hash != expected:
+        found = ", ".join(f"{source.corpus.path} [{source.corpus.hash}]" for source in data.sources)
+        raise UserError(
+            f"on {platform.node()} this is other data than the run's: {found} hashes to {data.hash}, not to {expected}",
+            field="data.corpus",
+            fix="Give every host the same corpus under the same path, for example on a shared file system",
+        )
 
 
 def measure_device(name: str) -> Device:
@@ -81,19 +97,18 @@ def measure_device(name: str) -> Device:
     return Device(name, torch.get_num_threads(), 2 * size**3 / min(times))
 
 
-def calibrate(work: Calibrate, corpus: Corpus, device: Device) -> Calibration:
+def calibrate(work: Calibrate, data: Mixture, device: Device) -> Calibration:
     """Tokens/s by population size, median of a few steps each; stops where larger clearly stops paying."""
     import torch
 
-    from mup_tune.data.batches import Batches
     from mup_tune.train.trainer import PackTraining
 
     budget = work.trial.budget
-    batch = Batches(corpus, "train", budget.seq_len, budget.rows, budget.data_seed).batch(0)
+    batch = data.batches("train", budget.seq_len, budget.rows, budget.data_seed).batch(0)
     speeds: dict[int, float] = {}
     for size in work.sizes:
         try:
-            training = PackTraining((work.trial,) * size, corpus, device)
+            training = PackTraining((work.trial,) * size, data, device)
             times = []
             for _ in range(CALIBRATION_STEPS + 1):
                 started = time.perf_counter()
@@ -104,8 +119,9 @@ def calibrate(work: Calibrate, corpus: Corpus, device: Device) -> Calibration:
         except torch.OutOfMemoryError:
             break
         speeds[size] = size * budget.batch_tokens / median(times[1:])
-        if speeds[size] < 0.8 * max(speeds.values()):
-            break
+        smaller = list(speeds.values())[:-2]
+        if smaller and max(list(speeds.values())[-2:]) < (1 + WORTH) * max(smaller):
+            break  # two doublings in a row brought nothing
     if not speeds:
         raise OutOfMemoryError("one member does not fit on the device")
     return Calibration(speeds, device.name)

@@ -1,7 +1,8 @@
 """A population of Falcon-H1 models: P members of one Shape, every parameter with a leading member axis.
 
-Block order SA_M (arXiv 2507.22448, §2): attention and Mamba-2 in parallel on one norm, then the MLP on another. What
-may differ between members of one Shape is tensors (multipliers, rotary frequencies), never Python constants.
+Falcon-H1's own block order is SA_M (arXiv 2507.22448, §2): attention and Mamba-2 in parallel on one norm, then the MLP
+on another; ``READS`` has the others. What may differ between members of one Shape is tensors (multipliers, rotary
+frequencies), never Python constants.
 
 Shape suffixes: P members, B rows, T tokens, D d_model, C convolution channels, H SSM heads, K channels of an SSM head,
 G groups, N d_state, V vocabulary.
@@ -9,6 +10,7 @@ G groups, N d_state, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,12 +21,19 @@ from torch import Tensor, nn
 from mup_tune.model import attention, ssd
 from mup_tune.model.layers import at_least_fp32, causal_conv, linear, linear_nll, rms_norm
 from mup_tune.roles import RoleTable
-from mup_tune.shape import Shape
+from mup_tune.shape import BlockOrder, Shape
 
 SSM_SLICES = ("z", "x", "B", "C", "dt")
 SSM_MULTIPLIERS = ("ssm_in", *(f"ssm_{name}" for name in SSM_SLICES), "ssm_out")
 MULTIPLIERS = ("embedding", "lm_head", "attention_in", "key", "attention_out", "mlp_gate", "mlp_down", *SSM_MULTIPLIERS)
 
+# A block's additions to the residual stream, one after another; in each: norm → the branches that read it. Which norm
+# a branch of SAM and S_A_M reads is inferred: its own, as in SA_M.
+READS: dict[BlockOrder, tuple[dict[str, tuple[str, ...]], ...]] = {
+    "SA_M": ({"input_norm": ("attention", "mamba2")}, {"pre_ff_norm": ("mlp",)}),
+    "SAM": ({"input_norm": ("attention", "mamba2"), "pre_ff_norm": ("mlp",)},),
+    "S_A_M": ({"input_norm": ("mamba2",)}, {"pre_attention_norm": ("attention",)}, {"pre_ff_norm": ("mlp",)}),
+}
 
 Tap = Callable[[str, Tensor], None]
 
@@ -55,6 +64,7 @@ class Block(nn.Module):
     def __init__(self, shape: Shape, n_members: int, ssd_chunk: int, device: str | torch.device, dtype: torch.dtype):
         super().__init__()
         self.shape, self.ssd_chunk = shape, ssd_chunk
+        self.reads = READS["SA_M" if shape.block_order == "S_A_M" and not shape.d_ssm else shape.block_order]
         d = shape.d_model
 
         def new(*size: int) -> nn.Parameter:
@@ -71,6 +81,8 @@ class Block(nn.Module):
             if shape.gated_norm:
                 self.gated_norm = new(shape.d_ssm)
             self.ssm_out_proj = new(d, shape.d_ssm)
+        if shape.has_attention_norm:
+            self.pre_attention_norm = new(d)
         self.qkv = new(shape.d_attn + 2 * shape.d_kv, d)
         self.attention_out_proj = new(d, shape.d_attn)
         self.pre_ff_norm = new(d)
@@ -79,12 +91,13 @@ class Block(nn.Module):
         self.mlp_down_proj = new(d, shape.d_ff)
 
     def forward(self, residual_PBTD: Tensor, step: Step) -> Tensor:
-        u_PBTD = rms_norm(residual_PBTD, self.input_norm)
-        mixed_PBTD = self.attention(u_PBTD, step)
-        if self.shape.d_ssm:
-            mixed_PBTD = mixed_PBTD + self.mamba2(u_PBTD, step)
-        residual_PBTD = residual_PBTD + mixed_PBTD
-        residual_PBTD = residual_PBTD + self.mlp(rms_norm(residual_PBTD, self.pre_ff_norm), step)
+        for reads in self.reads:
+            added_PBTD: list[Tensor] = []
+            for norm, branches in reads.items():
+                u_PBTD = rms_norm(residual_PBTD, getattr(self, norm))
+                present = [name for name in branches if name != "mamba2" or self.shape.d_ssm]
+                added_PBTD += [getattr(self, name)(u_PBTD, step) for name in present]
+            residual_PBTD = residual_PBTD + functools.reduce(torch.add, added_PBTD)
         step.tap("residual", residual_PBTD)
         return residual_PBTD
 

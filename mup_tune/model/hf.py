@@ -44,6 +44,7 @@ _MAMBA = {
 _LAYER = {
     "input_norm": ("input_layernorm.weight",),
     **{ours: (hf,) for ours, hf in _MAMBA.items()},
+    "pre_attention_norm": ("pre_attention_layernorm.weight",),  # of S_A_M alone, which transformers does not build
     "qkv": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
     "attention_out_proj": ("self_attn.o_proj.weight",),
     "pre_ff_norm": ("pre_ff_layernorm.weight",),
@@ -66,11 +67,6 @@ def hf_names(ours: str) -> tuple[str, ...]:
     if not match or match[2] not in _LAYER:
         raise KeyError(f"{ours!r} is no parameter of a population")
     return tuple(f"model.layers.{match[1]}.{name}" for name in _LAYER[match[2]])
-
-
-def owner(ours: str) -> str:
-    """The ``transformers`` parameter whose :class:`~mup_tune.roles.Role` owns LR, WD and eps of one of ours."""
-    return hf_names(ours)[0]
 
 
 def owning_role(table: RoleTable, ours: str) -> Role:
@@ -140,9 +136,15 @@ def hf_config_kwargs(table: RoleTable, max_position_embeddings: int = 8192) -> d
     biases are Falcon-H1's. A config says nothing of init, LR or WD: those are the role table's.
 
     Raises:
-        UserError: the Shape has no SSM branch, which ``FalconH1Config`` cannot express.
+        UserError: the Shape has no SSM branch or another block order, which ``FalconH1Config`` cannot express.
     """
     shape, m = table.shape, table.forward
+    if shape.block_order != "SA_M":
+        raise UserError(
+            f"transformers' FalconH1 builds SA_M only, not {shape.block_order}",
+            field="block_order",
+            fix="Use a Shape of block order SA_M",
+        )
     if not shape.d_ssm:
         raise UserError("FalconH1Config has no models without an SSM branch", field="d_ssm", fix="Use a Shape with one")
     return {

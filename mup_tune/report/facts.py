@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,7 +109,6 @@ def what_was_run(run: RunView) -> list[tuple[str, list[tuple[str, str]]]]:
     """Groups of (term, value) on the plan, the proxy, the budget, the data, the machine and the trials."""
     plan, record = run.plan, run.record
     shape, budget = proxy(run), Budget.model_validate(plan["budget"])
-    corpus = record.get("corpus") or {}
     sizes = [(key, f"{size:,}") for key, size in _sizes(shape).items()]
     groups = [
         (
@@ -124,18 +124,43 @@ def what_was_run(run: RunView) -> list[tuple[str, list[tuple[str, str]]]]:
         ),
         ("Proxy Shape", [("name", shape.name), ("parameters", f"{shape.parameters():,}"), *sizes]),
         ("Budget of one trial", _budget(budget, shape)),
-        (
-            "Data",
-            [
-                ("corpus", str(corpus.get("name", ""))),
-                ("corpus hash", str(corpus.get("hash", ""))),
-                ("validation", f"{budget.val_tokens:,} tokens, the same for every trial"),
-            ],
-        ),
+        ("Data", _data(run, budget, shape)),
         ("Machine", _machine(run)),
         ("Trials", _trials(run)),
     ]
     return [(title, [(term, text) for term, text in rows if text]) for title, rows in groups]
+
+
+def _data(run: RunView, budget: Budget, shape: Shape) -> list[tuple[str, str]]:
+    corpus, target = run.record.get("corpus") or {}, run.plan.get("target")
+    sources = corpus.get("sources") or []
+    rows = [("corpus", str(corpus.get("name", ""))), ("corpus hash", str(corpus.get("hash", "")))]
+    if len(sources) > 1:
+        rows = [
+            (str(each["name"]), f"weight {each['weight']:g}, hash {each['hash']}, {_tokens(each)}") for each in sources
+        ]
+        rows.append(("mixture hash", str(corpus["hash"])))
+    elif sources:
+        rows.append(("tokens", _tokens(sources[0])))
+    shared = ", shared out by weight" if len(sources) > 1 else ""
+    rows.append(("validation", f"{budget.val_tokens:,} tokens{shared}, the same for every trial"))
+    if budget.val_lengths:
+        factors = ", ".join(f"{factor}×" for factor in budget.val_lengths)
+        rows.append(("validation lengths", f"{factors} of {budget.seq_len:,} tokens, on one text"))
+    if target and target["vocab_size"] != shape.vocab_size:
+        rows.append(
+            (
+                "vocabulary",
+                f"{shape.vocab_size:,} at the proxy, {target['vocab_size']:,} at {target.get('name') or 'the target'}: "
+                "no rule scales with it, so embedding and lm_head settings cross over as they are, "
+                "and losses do not compare",
+            )
+        )
+    return rows
+
+
+def _tokens(source: dict[str, Any]) -> str:
+    return f"{source['train_tokens']:,} training and {source['val_tokens']:,} validation tokens"
 
 
 def proxy(run: RunView) -> Shape:

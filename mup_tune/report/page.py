@@ -15,7 +15,7 @@ from mup_tune.errors import UserError
 from mup_tune.files import write_atomic
 from mup_tune.findings import AxisFinding, Comparison, Finding
 from mup_tune.multipliers import MULTIPLIERS
-from mup_tune.report import basins, facts, figures
+from mup_tune.report import basins, facts, figures, lengths, searches, sensitivity, shapes
 from mup_tune.report.facts import Claim
 from mup_tune.report.html import environment
 from mup_tune.report.schedule import schedule_figure
@@ -34,7 +34,12 @@ ARXIV = {
 }
 
 # What some kinds of stages show beyond axes and comparisons; each returns "" where a finding has none of it.
-SECTIONS: tuple[Callable[[Finding, str], str], ...] = ()
+SECTIONS: tuple[Callable[[Finding, str], str], ...] = (
+    lengths.section,
+    shapes.section,
+    searches.section,
+    sensitivity.section,
+)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mup_tune.data.batches import Batches, check_epochs
-from mup_tune.data.corpus import Corpus, open_corpus
+from mup_tune.data.mixture import Mixture, open_mixture
+from mup_tune.data.shares import check_epochs, row_counts
 from mup_tune.engine import inline
 from mup_tune.engine.events import Event
 from mup_tune.engine.runner import TrainingRunner
@@ -16,39 +16,46 @@ from mup_tune.findings import Finding
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.run.tables import write_tables
+from mup_tune.search.forecast import foresee
 from mup_tune.search.loop import Sweep
 from mup_tune.search.plan import Plan
+from mup_tune.search.stage import State
+from mup_tune.trial import Budget
 
 OnEvent = Callable[[Event], None]
 
 
-def check_corpus(plan: Plan, corpus: Corpus) -> None:
-    """Refuse, before anything trains, a corpus that the proxy cannot read or that is too small for the budget."""
-    shape, budget, field = plan.shape, plan.header.budget, "data.corpus"
-    if corpus.vocab_size > shape.vocab_size:
-        raise UserError(
-            f"{plan.header.data.corpus!r} has a vocabulary of {corpus.vocab_size}, "
-            f"the proxy {shape.name!r} one of {shape.vocab_size}",
-            field=field,
-            fix="Use a proxy whose vocab_size is at least the corpus'",
-        )
-    check_epochs(corpus, budget.total_tokens, plan.header.data.max_epochs)
-    held = Batches(corpus, "val", budget.seq_len, 1, 0).epoch_rows * budget.seq_len
-    if budget.val_tokens > held:
-        raise UserError(
-            f"val_tokens = {budget.val_tokens:,} and the validation split holds {held:,} in whole rows",
-            field="budget.val_tokens",
-            fix="Lower it, or prepare the corpus with a larger --val-fraction",
-        )
+def check_data(plan: Plan, data: Mixture) -> None:
+    """Refuse, before anything trains, corpora that the proxy cannot read or that are too small for the budget."""
+    shape = plan.shape
+    for source in data.sources:
+        if source.corpus.vocab_size > shape.vocab_size:
+            raise UserError(
+                f"{source.name!r} has a vocabulary of {source.corpus.vocab_size:,}, "
+                f"the proxy {shape.name!r} one of {shape.vocab_size:,}",
+                field=source.field,
+                fix="Use a proxy whose vocab_size is at least the corpus'",
+            )
+    for budget in _budgets(plan):
+        check_epochs(data, budget.total_tokens)
+        row_counts(data, budget)
+
+
+def _budgets(plan: Plan) -> list[Budget]:
+    """The plan's Budget, and what the stages' first proposals make of it."""
+    state, found = State(plan.start), {plan.header.budget: None}
+    for index, stage in enumerate(plan.stages):
+        found |= dict.fromkeys(trial.budget for trial in stage.propose(plan.context, state, {}))
+        _, state = foresee(plan.key(index), stage, plan.context, state)
+    return list(found)
 
 
 @contextmanager
 def open_sweep(plan: Plan, run: Path) -> Iterator[tuple[RunFolder, Sweep]]:
     """The run folder (created, or resumed under its lock) and the sweep on its journal."""
-    corpus = open_corpus(plan.header.data.corpus)
-    check_corpus(plan, corpus)
-    named = {"name": plan.header.data.corpus, "hash": corpus.hash}
-    with RunFolder.create_or_resume(run, plan.resolved(), plan.hash, named) as folder:
+    data = open_mixture(plan.header.data)
+    check_data(plan, data)
+    with RunFolder.create_or_resume(run, plan.resolved(), plan.hash, data.record()) as folder:
         journal = Journal(folder, writable=True)
         try:
             yield folder, Sweep(plan, journal)
@@ -66,14 +73,14 @@ def execute(
     on_event: OnEvent,
 ) -> list[Finding]:
     """Drive ``sweep`` to its end and write the run's tables, also when it is cut short; returns the findings."""
-    corpus = plan.header.data.corpus
+    # The record's hash, not the corpus' as it is now: lanes refuse what changed since, here or on their host.
+    make_runner = TrainingRunner(tuple(each.absolute() for each in plan.header.data), folder.record["corpus"]["hash"])
     try:
         if executor == "inline":
-            inline.drive(sweep, TrainingRunner(corpus), on_event)
+            inline.drive(sweep, make_runner, on_event)
         else:
             from mup_tune.engine import ray
 
-            make_runner = TrainingRunner(corpus)
             ray.drive(sweep, make_runner, on_event, run_dir=folder.path, address=address, lanes=lanes)
         sweep.journal.set_note("complete", True)
     finally:

@@ -19,7 +19,7 @@ from mup_tune.search.plan import Plan
 from mup_tune.search.stage import Conclusion, State
 from mup_tune.trial import Pack, PackResult, Trial
 
-SIZES = (1, 2, 4, 8, 16, 32)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 ATTEMPTS = 3  # of one pack, before its failure is taken for a bug
 
 
@@ -51,8 +51,7 @@ class Sweep:
 
     def key(self, index: int) -> str:
         """A stage's name in the journal and in file names: its place, and its name or kind."""
-        stage = self.plan.stages[index]
-        return f"{index + 1:02d}-{stage.name or stage.kind}".replace(" ", "-")
+        return self.plan.key(index)
 
     def next(self, lanes: int) -> Work | Signal:
         self.lanes = lanes
@@ -144,10 +143,15 @@ class Sweep:
                 self.queue.append(Calibrate(trials[0], sizes))
             return
         # The dearest Shape first: what is left at the barrier is cheap.
+        largest = {kind: self._size(kind, len(trials)) for kind, trials in kinds.items()}
+        if kinds and self.plan.stages[self.index].equal_packs:
+            largest = dict.fromkeys(kinds, min(largest.values()))
         for kind, trials in sorted(kinds.items(), key=lambda item: -item[1][0].flops):
-            size = min(self.largest, population_size(self._calibration(kind), len(trials), self.lanes))
-            for members in split(tuple(trials), size):
+            for members in split(tuple(trials), largest[kind]):
                 self.queue.append(self._planned(key, members))
+
+    def _size(self, kind: str, n_trials: int) -> int:
+        return min(self.largest, population_size(self._calibration(kind), n_trials, self.lanes))
 
     def _planned(self, key: str, trials: tuple[Trial, ...]) -> Pack:
         pack = Pack.of(key, trials)

@@ -116,6 +116,11 @@ class Stage(Model):
         """Axes whose sensitivity this stage leaves for later stages: 0 where no curvature was shown."""
         return ()
 
+    @property
+    def equal_packs(self) -> bool:
+        """Whether populations of all Shapes get one size, so that their speeds can be compared."""
+        return False
+
     def counts(self, context: Context, state: State) -> tuple[int, int]:
         """(trials if nothing surprises, trials at the very most), before anything is trained.
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import log, nan
+from math import isfinite, nan
 
 import torch
-from torch import Tensor
 
-from mup_tune.data.batches import Batch, Batches
-from mup_tune.data.corpus import Corpus
+from mup_tune.data.batches import Batch
+from mup_tune.data.mixture import Mixture
 from mup_tune.model import hf
 from mup_tune.model.falcon_h1 import Population
 from mup_tune.model.init import draw_
@@ -22,11 +21,11 @@ from mup_tune.roles import RoleTable, role_table
 from mup_tune.shape import Shape
 from mup_tune.train.optimizer import MemberAdamW, rates
 from mup_tune.train.schedule import Schedule
+from mup_tune.train.validation import Validation, to_device, validate
 from mup_tune.trial import Budget, Pack, PackResult, Row, Trial
 
 CURVE_POINTS = 200  # a member; steps are averaged into at most this many
 CHECK_EVERY = 20  # steps between looks at the device, so that it is not waited for each step
-VALIDATION_SEED = 0  # every trial of a run reads the same validation rows, whatever its data order
 
 OnStep = Callable[[float, float], None]  # fraction done, tokens/s over all members
 
@@ -50,24 +49,18 @@ def new_population(shape: Shape, tables: list[RoleTable], seeds: list[int], devi
     return population
 
 
-def to_device(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """tokens [B, T], targets [B, T] and documents [B, T], None where every row is one document."""
-    documents = torch.from_numpy(batch.documents_BT).to(device) if batch.documents_BT.any() else None
-    return torch.from_numpy(batch.tokens_BT).to(device), torch.from_numpy(batch.targets_BT).to(device), documents
-
-
-def train_pack(pack: Pack, corpus: Corpus, device: Device, on_step: OnStep) -> PackResult:
+def train_pack(pack: Pack, data: Mixture, device: Device, on_step: OnStep) -> PackResult:
     """Train the members of ``pack`` side by side. Same pack, machine and threads: bitwise the same losses on the CPU.
 
     A member whose loss or gradient norm stops being finite is masked from that step on and reported as diverged; the
     others' numbers do not change.
     """
-    run = PackTraining(pack.trials, corpus, device)
+    run = PackTraining(pack.trials, data, device)
     started = time.perf_counter()
     run.train(on_step)
     trained_s = time.perf_counter() - started
-    validation = run.validate()
     shape, budget = run.shape, run.budget
+    validation = validate(run.population, data, budget, device.name)
     tokens = run.steps_done * budget.batch_tokens * len(pack.trials)
     speed = tokens / trained_s
     flops = shape.flops_per_token(budget.seq_len)
@@ -82,16 +75,21 @@ def train_pack(pack: Pack, corpus: Corpus, device: Device, on_step: OnStep) -> P
         "seconds": time.perf_counter() - started,
         "steps": run.steps_done,
     }
-    extra = {"tokens_per_s": speed / len(pack.trials), "flops": flops * run.steps_done * budget.batch_tokens}
-    rows = tuple(run.row(member, validation, extra) for member in range(len(pack.trials)))
+    members = len(pack.trials)
+    extra = {
+        "tokens_per_s": speed / members,
+        "members": float(members),
+        "flops": flops * run.steps_done * budget.batch_tokens,
+    }
+    rows = tuple(run.row(member, validation, extra) for member in range(members))
     return PackResult(pack, rows, run.curves(), record)
 
 
 class PackTraining:
     """The tensors of one pack while it trains."""
 
-    def __init__(self, trials: tuple[Trial, ...], corpus: Corpus, device: Device) -> None:
-        self.trials, self.corpus, self.device = trials, corpus, device
+    def __init__(self, trials: tuple[Trial, ...], data: Mixture, device: Device) -> None:
+        self.trials, self.data, self.device = trials, data, device
         self.shape, self.budget = trials[0].shape, trials[0].budget
         if any(trial.shape != self.shape or trial.budget != self.budget for trial in trials):
             raise ValueError("members of a pack share one Shape and one Budget")
@@ -116,7 +114,7 @@ class PackTraining:
 
     def train(self, on_step: OnStep) -> None:
         budget = self.budget
-        batches = Batches(self.corpus, "train", budget.seq_len, budget.rows, budget.data_seed)
+        batches = self.data.batches("train", budget.seq_len, budget.rows, budget.data_seed)
         started = time.perf_counter()
         for step in range(budget.steps):
             self.step(step, batches.batch(step))
@@ -142,28 +140,9 @@ class PackTraining:
         eta, lam = self.schedule.eta_factor(step), self.schedule.lam_factor(step)
         self.clipped_SP[step] = self.optimizer.step(eta, lam, norm_P, self.alive_P)
 
-    @torch.no_grad()
-    def validate(self) -> tuple[Tensor, Tensor]:
-        """Mean loss [P] and its standard error [P] (float64, CPU) over the fixed rows; the rows are the sample."""
-        budget = self.budget
-        rows = budget.val_tokens // budget.seq_len
-        at_once = min(rows, budget.rows)
-        batches = Batches(self.corpus, "val", budget.seq_len, at_once, VALIDATION_SEED)
-        nll, counts = [], []
-        for index in range(-(-rows // at_once)):
-            batch = batches.batch(index)
-            nll.append(self.population.nll(*to_device(batch, self.device.name)).double().cpu())
-            counts.append(torch.from_numpy((batch.targets_BT >= 0).sum(1)).double())
-        nll_PR, count_R = torch.cat(nll, dim=1)[:, :rows], torch.cat(counts)[:rows]
-        loss_P = nll_PR.sum(1) / count_R.sum()
-        # ratio estimator: rows hold unequal numbers of targets
-        residual_PR = (nll_PR - loss_P[:, None] * count_R) / count_R.mean()
-        se_P = residual_PR.std(dim=1) / rows**0.5 if rows > 1 else torch.full_like(loss_P, nan)
-        return loss_P, se_P
-
-    def row(self, member: int, validation: tuple[Tensor, Tensor], extra: dict[str, float]) -> Row:
-        trial, loss = self.trials[member], float(validation[0][member])
-        alive = bool(self.alive_P[member]) and loss == loss and abs(loss) != float("inf")
+    def row(self, member: int, validation: Validation, extra: dict[str, float]) -> Row:
+        trial, loss = self.trials[member], float(validation.loss_P[member])
+        alive = bool(self.alive_P[member]) and isfinite(loss)
         lived = int(self.alive_SP[:, member].sum())
         settings, tail = trial.settings, self.loss_SP[: self.steps_done, member][-max(1, self.steps_done // 20) :]
         metrics = {
@@ -175,20 +154,14 @@ class PackTraining:
         }
         if not alive:
             return Row(trial, "diverged", nan, nan, self._reason(member, lived), metrics)
-        bytes_per_token = self.corpus.bytes_per_token("val")
-        if bytes_per_token:
-            metrics["bits_per_byte"] = loss / log(2) / bytes_per_token
-        return Row(trial, "ok", loss, float(validation[1][member]), "", metrics)
+        metrics |= {name: float(value_P[member]) for name, value_P in validation.metrics.items()}
+        return Row(trial, "ok", loss, float(validation.se_P[member]), "", metrics)
 
     def _reason(self, member: int, lived: int) -> str:
         if lived >= self.steps_done:
             return "the validation loss is not finite"
         loss, norm = float(self.loss_SP[lived, member]), float(self.norm_SP[lived, member])
-        what = (
-            f"the loss became {loss}"
-            if loss != loss or abs(loss) == float("inf")
-            else f"the gradient norm became {norm}"
-        )
+        what = f"the loss became {loss}" if not isfinite(loss) else f"the gradient norm became {norm}"
         return f"{what} at step {lived + 1} of {self.budget.steps}"
 
     def curves(self) -> dict[str, list[float]]:

@@ -12,7 +12,7 @@ from corpora import pack_pair, prepared, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mup_tune.data.batches import Batches, check_epochs
+from mup_tune.data.batches import Batches
 from mup_tune.data.corpus import Corpus
 from mup_tune.errors import UserError
 
@@ -145,16 +145,6 @@ def test_too_short_a_split_is_refused(tmp_path: Path) -> None:
     corpus = words(tmp_path)
     with pytest.raises(UserError, match=f"its val split has {corpus.tokens('val')} tokens, fewer than one row of 9999"):
         Batches(corpus, "val", 9999, 1, 0)
-
-
-def test_check_epochs_gives_the_numbers(tmp_path: Path) -> None:
-    corpus = words(tmp_path)
-    tokens = corpus.tokens("train")
-    check_epochs(corpus, 2 * tokens, 2.0)
-    with pytest.raises(
-        UserError, match=rf"{2 * tokens + 1:,} training tokens are 2 epochs of {tokens:,}.*at most 2 are"
-    ):
-        check_epochs(corpus, 2 * tokens + 1, 2.0)
 
 
 def test_ids_that_changed_under_the_corpus_are_caught(tmp_path: Path) -> None:

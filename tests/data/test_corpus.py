@@ -212,7 +212,7 @@ def test_wrong_inputs(tmp_path: Path) -> None:
     for inputs, problem in (
         ([tmp_path / "nothing"], "nothing: no such file or folder"),
         ([tmp_path / "lone"], "lone.bin: no such file"),
-        ([tmp_path / "empty"], "no text, JSONL or Megatron pair in"),
+        ([tmp_path / "empty"], "no text, JSONL, Parquet or Megatron pair in"),
         ([tmp_path / "one.txt", pair], "cannot be mixed"),
         ([tmp_path / "one.txt"], "hold one document"),
     ):

@@ -54,6 +54,7 @@ def test_losses_and_gradients_are_the_cpus(packed: bool) -> None:
 
 def test_a_pack_trains_and_masks_a_diverged_member(tmp_path: Path) -> None:
     from mup_tune.data.corpus import Corpus
+    from mup_tune.data.mixture import Mixture
     from mup_tune.data.prepare import prepare
 
     for index in range(40):
@@ -65,7 +66,7 @@ def test_a_pack_trains_and_masks_a_diverged_member(tmp_path: Path) -> None:
     wild = untuned(SHAPE).scaled({"embedding": 1e30, "lm_head": 1e30})
     members = [untuned(SHAPE).scaled({"elr": 4.0}), wild, falcon_h1_published()]
     trials = tuple(Trial(shape=SHAPE, budget=budget, settings=each, seed=0) for each in members)
-    corpus = Corpus.open(tmp_path / "corpus")
-    result = train_pack(Pack.of("s", trials), corpus, Device("cuda", 1, 1e14), lambda *_: None)
+    data = Mixture.of(Corpus.open(tmp_path / "corpus"))
+    result = train_pack(Pack.of("s", trials), data, Device("cuda", 1, 1e14), lambda *_: None)
     assert [row.status for row in result.rows] == ["ok", "diverged", "ok"]
     assert result.rows[0].loss < 3.0

@@ -15,10 +15,11 @@ from mup_tune.roles import role_table
 from mup_tune.settings import falcon_h1_published, untuned
 from mup_tune.shape import RELEASED, Shape, load_shape
 
-SHAPES = [TINY, variant(gated_norm=True, n_groups=1), variant(d_ssm=0)]
+SHAPES = [TINY, variant(gated_norm=True, n_groups=1), variant(d_ssm=0), variant(block_order="S_A_M")]
+IDS = ["plain", "gated", "attention", "S_A_M"]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["plain", "gated", "attention"])
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 def test_names_and_sizes_are_the_role_table_s(shape: Shape) -> None:
     table = role_table(shape, untuned(shape))
     weights = hf.state_dict(random_population(shape, 2), 1)
@@ -28,7 +29,7 @@ def test_names_and_sizes_are_the_role_table_s(shape: Shape) -> None:
         assert tensor.shape == (sum(role.shape[0] for role in slices), *slices[0].shape[1:]), name
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["plain", "gated", "attention"])
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 def test_every_row_of_ours_has_one_name(shape: Shape) -> None:
     rows = {name: [0] * p.shape[1] for name, p in Population(shape, 1).named_parameters()}
     for entry in hf.hf_parameters(shape):
@@ -61,16 +62,16 @@ def test_wrong_weights_are_refused_and_nothing_is_copied() -> None:
     assert all((t != 0).any() for t in hf.state_dict(population, 0).values())
 
 
-def test_owner_names_a_parameter_of_the_role_table() -> None:
+def test_owning_role_is_that_of_a_parameter_of_the_role_table() -> None:
     shape = SHAPES[1]
     table = role_table(shape, untuned(shape).with_values({"qkv.elr": 2.0, "input_norm.lr": 3.0}))
     for name, _ in Population(shape, 1).named_parameters():
-        assert hf.owning_role(table, name) in table.of(hf.owner(name))
+        assert hf.owning_role(table, name) in table.of(hf.hf_names(name)[0])
     assert hf.owning_role(table, "layers.1.qkv").lr == pytest.approx(2 * table.settings.eta)
     assert hf.owning_role(table, "layers.0.gated_norm").lr == pytest.approx(3 * table.settings.eta)
     for unknown in ("layers.0.rope", "qkv", "layers.0.qkv.weight"):
         with pytest.raises(KeyError, match="no parameter of a population"):
-            hf.owner(unknown)
+            hf.hf_names(unknown)
 
 
 def test_a_fused_parameter_whose_slices_disagree_is_an_error() -> None:
@@ -108,3 +109,9 @@ def resized(shape: Shape, **sizes: int) -> Shape:
 def test_attention_only_has_no_transformers_config() -> None:
     with pytest.raises(UserError, match="without an SSM branch"):
         hf.hf_config_kwargs(random_table(variant(d_ssm=0), 0))
+
+
+@pytest.mark.parametrize("order", ["SAM", "S_A_M"])
+def test_transformers_builds_falcon_h1_s_own_block_order_only(order: str) -> None:
+    with pytest.raises(UserError, match=f"builds SA_M only, not {order}"):
+        hf.hf_config_kwargs(random_table(variant(block_order=order), 0))

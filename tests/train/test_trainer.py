@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mup_tune.data.corpus import Corpus
+from mup_tune.data.mixture import Mixture
 from mup_tune.settings import Settings, falcon_h1_published, untuned
 from mup_tune.shape import load_shape
 from mup_tune.train.trainer import Device, new_population, train_pack
@@ -41,7 +42,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def train(corpus: Corpus, *members: tuple[Settings, int], budget: Budget = BUDGET) -> PackResult:
     torch.set_num_threads(1)
     trials = tuple(Trial(shape=SHAPE, budget=budget, settings=settings, seed=seed) for settings, seed in members)
-    return train_pack(Pack.of("stage", trials), corpus, DEVICE, lambda *_: None)
+    return train_pack(Pack.of("stage", trials), Mixture.of(corpus), DEVICE, lambda *_: None)
 
 
 def test_it_learns_and_says_what_ran(corpus: Corpus) -> None:

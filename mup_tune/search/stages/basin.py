@@ -99,6 +99,12 @@ class BasinCheck(Stage):
         ]
         return sorted(found, key=lambda size: size[1].parameters())
 
+    def counts(self, context: Context, state: State) -> tuple[int, int]:
+        """Every curve may be extended; curves that coincide, as mup and sp do at the base Shape, are trained once."""
+        curves = len(self.sizes(context)) * len(self.params)
+        seeds = len(sweep.chosen_seeds(context, self.n_seeds))
+        return len(self.propose(context, state, {})), curves * (len(self.offsets) + self.extend) * seeds
+
     def walk(self, asked: Asked, state: State) -> Conclusion:
         context = asked.context
         if self.hp in BY_NAME and BY_NAME[self.hp].needs_ssm and not context.shape.d_ssm:

@@ -10,17 +10,20 @@ from pydantic import Field, field_validator
 
 from mup_tune import stats
 from mup_tune.findings import Comparison, Finding, Interval
-from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State
+from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State, losses
 from mup_tune.search.stages import sweep
+from mup_tune.trial import Row
 
 FIRST_SEED = 1000
+PREFIX = "loss."  # of the metrics that hold the loss on one source of a mixture
 
 
 class Confirm(Stage):
     """Trains the incumbent and each reference on ``n_seeds`` fresh seeds and compares them pairwise.
 
     Nothing was chosen on these seeds, so the gain carries no winner's curse. Its CI is Student's t on the paired
-    differences' own SD; a claim is made where the CI leaves 0 out.
+    differences' own SD; a claim is made where the CI leaves 0 out. The gain on each source of a mixture is beside it,
+    by the same method.
     """
 
     kind: Literal["confirm"] = "confirm"
@@ -49,8 +52,9 @@ class Confirm(Stage):
 
     def walk(self, asked: Asked, state: State) -> Conclusion:
         settings = [state.incumbent, *(state.references[name] for name in self.against)]
-        ours, *theirs = asked.losses(settings, self.seeds(asked.context))
-        comparisons = tuple(_compared(name, ours, other) for name, other in zip(self.against, theirs, strict=True))
+        seeds = self.seeds(asked.context)
+        ours, *theirs = asked.rows([asked.context.trials(each, seeds) for each in settings])
+        comparisons = tuple(_compared(name, ours, rows) for name, rows in zip(self.against, theirs, strict=True))
         finding = Finding(
             stage=self.name or self.kind,
             kind=self.kind,
@@ -58,21 +62,48 @@ class Confirm(Stage):
             before=state.incumbent,
             after=state.incumbent,
             comparisons=comparisons,
-            summary=tuple(f"Against {each.reference}: {each.verdict}." for each in comparisons),
+            summary=tuple(sentence for each in comparisons for sentence in _sentences(each)),
         )
         return Conclusion(state, finding)
 
 
-def _compared(name: str, ours: Losses, theirs: Losses) -> Comparison:
-    gain = sweep.as_interval(stats.paired_gain(ours, theirs))
+def _compared(name: str, ours: Sequence[Row], theirs: Sequence[Row]) -> Comparison:
+    gain, by_source = _gain(ours, theirs), {}
+    for source in _sources([*ours, *theirs]):
+        of_source = _gain(ours, theirs, f"{PREFIX}{source}")
+        if of_source is not None:
+            by_source[source] = of_source
     return Comparison(
         candidate="incumbent",
         reference=name,
-        candidate_losses=ours,
-        reference_losses=theirs,
+        candidate_losses=losses(ours),
+        reference_losses=losses(theirs),
         gain=gain,
-        verdict=_verdict(name, gain, ours, theirs),
+        verdict=_verdict(name, gain, losses(ours), losses(theirs)),
+        by_source=by_source,
     )
+
+
+def _gain(ours: Sequence[Row], theirs: Sequence[Row], metric: str | None = None) -> Interval | None:
+    return sweep.as_interval(stats.paired_gain(losses(ours, metric), losses(theirs, metric)))
+
+
+def _sources(rows: Sequence[Row]) -> list[str]:
+    """The sources that every trial which ended was validated on, in the plan's order; none where there is one."""
+    ended = [row.metrics for row in rows if row.ok]
+    names = [key for key in ended[0] if key.startswith(PREFIX)] if ended else []
+    return [name.removeprefix(PREFIX) for name in names if all(name in metrics for metrics in ended)]
+
+
+def _sentences(comparison: Comparison) -> list[str]:
+    """The verdict, and where the mean hides that some source got worse."""
+    hidden = [
+        f"On {source} alone the incumbent is worse than {comparison.reference} by {-gain.value:.4f} nats/token "
+        f"(95 % CI {-gain.high:.4f} … {-gain.low:.4f})."
+        for source, gain in comparison.by_source.items()
+        if gain.high < 0
+    ]
+    return [f"Against {comparison.reference}: {comparison.verdict}.", *hidden]
 
 
 def _verdict(name: str, gain: Interval | None, ours: Losses, theirs: Losses) -> str:

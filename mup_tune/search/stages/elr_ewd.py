@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
 from mup_tune.findings import AxisFinding, Decision, Finding
-from mup_tune.search.stage import Asked, Conclusion, Stage, State
+from mup_tune.search.stage import Asked, Conclusion, Context, Stage, State
 from mup_tune.search.stages import sweep
 from mup_tune.search.stages.sweep import Curve
 from mup_tune.settings import Settings, load_settings
@@ -60,9 +60,28 @@ class ElrEwd(Stage):
         """The name under which the result is kept for later stages."""
         return (self.reference,) if self.reference else ()
 
+    @property
+    def measures(self) -> Sequence[str]:
+        """ELR, where it is swept on the way of the incumbent."""
+        return ("elr",) if self.incumbent and self.elr_offsets else ()
+
+    def counts(self, context: Context, state: State) -> tuple[int, int]:
+        """EWD counts where η·λ·T reaches 1 at the ELR the stage starts from; at most, at the highest it may find."""
+        elr = self._before(context, state).elr
+        seeds, steps = len(sweep.chosen_seeds(context, self.n_seeds)), context.budget.steps
+        highest = 0.0
+        if self.elr_offsets:
+            spacing = self.elr_offsets[-1] - self.elr_offsets[-2]
+            highest = self.elr_offsets[-1] + self.extend * spacing
+        expected = len(self.elr_offsets) + (len(self.ewd_offsets) if elr**2 * steps >= 1 else 0)
+        most = len(self.elr_offsets) + (self.extend if self.elr_offsets else 0)
+        if self.ewd_offsets and (elr * 2**highest) ** 2 * steps >= 1:
+            most += len(self.ewd_offsets) + self.extend
+        return expected * seeds, most * seeds
+
     def walk(self, asked: Asked, state: State) -> Conclusion:
         context = asked.context
-        before = load_settings(self.settings, context.shape) if self.settings else state.incumbent
+        before = self._before(context, state)
         current, axes, sigma = before, [], None
         if self.elr_offsets:
             curve, sigma = self._swept(asked, "elr", current, self.elr_offsets)
@@ -78,6 +97,9 @@ class ElrEwd(Stage):
             axes.append(found)
             sigma = sigma or ewd_sigma
         return self._conclusion(state, before, current, axes, sigma, horizon)
+
+    def _before(self, context: Context, state: State) -> Settings:
+        return load_settings(self.settings, context.shape) if self.settings else state.incumbent
 
     def _swept(self, asked: Asked, axis: str, centre: Settings, offsets: Sequence[float]) -> tuple[Curve, Sigma | None]:
         curve = Curve(axis, centre)
@@ -116,7 +138,9 @@ class ElrEwd(Stage):
         )
         references = {**state.references, self.reference: after} if self.reference else dict(state.references)
         incumbent = after if self.incumbent else state.incumbent
-        return Conclusion(replace(state, incumbent=incumbent, references=references), finding)
+        learned = {axis.axis: sweep.sensitivity(axis.fit) for axis in axes if axis.axis in self.measures}
+        sensitivity = {**state.sensitivity, **learned}
+        return Conclusion(replace(state, incumbent=incumbent, references=references, sensitivity=sensitivity), finding)
 
 
 def _ewd(curve: Curve, sigma: Sigma | None) -> tuple[Settings, AxisFinding]:
@@ -144,7 +168,9 @@ def _moved(curve: Curve, sigma: Sigma | None) -> tuple[Settings, AxisFinding]:
         return curve.centre, curve.finding(curve.centre, "kept", why, sigma, None)
     fit, gain = curve.fit(sigma), curve.gain(sigma)
     after = curve.at(best if fit is None else fit.optimum.value)
-    how = "best point, no parabola fits" if fit is None else f"parabola through {fit.points_used} points"
+    how = "best point, no parabola fits"
+    if fit is not None:
+        how = f"{'local fits, no parabola holds,' if fit.robust else 'parabola'} through {fit.points_used} points"
     change = f"{curve.centre.value(curve.axis):.4g} → {after.value(curve.axis):.4g}"
     why = f"{change} ({how}); best point: {sweep.spoken(gain)}"
     decision: Decision = "kept" if after == curve.centre else "moved"

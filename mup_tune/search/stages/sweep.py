@@ -150,7 +150,19 @@ def as_fit(parabola: Parabola | None) -> Fit | None:
     optimum, curvature = as_interval(parabola.optimum), as_interval(parabola.curvature)
     assert optimum is not None
     assert curvature is not None
-    return Fit(optimum=optimum, floor=parabola.floor, curvature=curvature, points_used=parabola.points_used)
+    return Fit(
+        optimum=optimum,
+        floor=parabola.floor,
+        curvature=curvature,
+        points_used=parabola.points_used,
+        lack_of_fit=parabola.lack_of_fit,
+        robust=parabola.robust,
+    )
+
+
+def sensitivity(fit: Fit | None) -> float:
+    """Curvature in nats/token per (log2)²; 0 where its CI does not lie above 0, or nothing fits."""
+    return fit.curvature.value if fit is not None and fit.curvature.low > 0 else 0.0
 
 
 def spoken(gain: Estimate | Interval | None) -> str:

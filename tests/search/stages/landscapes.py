@@ -32,7 +32,11 @@ def context(seeds: int = 3, steps: int = 20_000, shape: Shape = SHAPE) -> Contex
 
 @dataclass(frozen=True)
 class Landscape:
-    """``loss`` sees log2 of every axis' value over START's. Noise is a function of the trial's hash and ``draw``."""
+    """``loss`` sees log2 of every axis' value over START's.
+
+    Noise is a function of ``draw``, the seed, the Shape's size and these values, so that no test hangs on how a trial
+    is hashed.
+    """
 
     loss: Callable[[Mapping[str, float]], float]
     noise: float = 0.003
@@ -45,7 +49,9 @@ class Landscape:
         if self.diverges(at, trial.seed):
             return Row(trial, "diverged", float("nan"), float("nan"), "step 3")
         common = np.random.default_rng([self.draw, trial.seed, 1]).normal(0, self.seed_offset)
-        own = np.random.default_rng([self.draw, int(trial.hash, 16)]).normal(0, self.noise)
+        values = (*at.values(), log2(trial.settings.rope_base))
+        place = [round((value + 2**9) * 2**20) for value in values]  # to a millionth of a log2, never negative
+        own = np.random.default_rng([self.draw, trial.seed, trial.shape.parameters(), *place]).normal(0, self.noise)
         return Row(trial, "ok", 2.0 + self.loss(at) + float(common + own), 0.001)
 
 

@@ -9,6 +9,7 @@ import pytest
 from landscapes import START, Landscape, bowl, context, drive
 from pydantic import ValidationError
 
+from mup_tune.search.stage import State
 from mup_tune.search.stages import KINDS, Confirm
 
 BETTER = START.scaled({"key": 2.0})
@@ -56,6 +57,29 @@ def test_divergence_is_told_instead_of_averaged():
     assert found.verdict == "no gain shown: the incumbent diverged on 0, untuned on 1 of 4 seeds"
     _, found = compared(unstable, incumbent=START, reference=BETTER)
     assert found.verdict.startswith("worse: the incumbent diverged on 1")
+
+
+def test_gains_by_source_are_paired_like_the_gain_and_one_that_is_lost_is_told():
+    driven, plain = compared(Landscape(GOOD_KEY))
+    assert plain.by_source == {}
+
+    def mixed(row):
+        shift = 0.1 * (row.trial.settings == BETTER) + 1e-3 * (row.trial.seed % 2)
+        return replace(row, metrics={"loss.prose": row.loss, "loss.code": row.loss + shift, "loss_x1": 3.0})
+
+    known = {key: mixed(row) for key, row in driven.known.items()}
+    stage, state = Confirm(against=["untuned"]), State(BETTER, {"untuned": START})
+    finding = stage.conclude(context(), state, known).finding
+    found = finding.comparisons[0]
+    assert found.gain == plain.gain == found.by_source["prose"]
+    assert list(found.by_source) == ["prose", "code"]
+    assert found.by_source["code"].value == pytest.approx(plain.gain.value - 0.1)
+    assert len(finding.summary) == 2
+    assert finding.summary[1].startswith("On code alone the incumbent is worse than untuned by 0.0")
+    one = next(key for key, row in known.items() if row.trial.settings == START)
+    known[one] = replace(known[one], status="diverged", loss=float("nan"), metrics={})
+    lost = stage.conclude(context(), state, known).finding.comparisons[0]
+    assert (lost.gain, lost.by_source) == (None, {})
 
 
 def test_wrong_fields():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from landscapes import START, Landscape, bowl, context, drive
 from pydantic import ValidationError
 
 from mup_tune.errors import UserError
+from mup_tune.search.stage import State
 from mup_tune.search.stages import ElrEwd
 
 
@@ -119,7 +122,7 @@ def test_a_reference_leaves_the_incumbent_alone():
     assert state.incumbent == incumbent
     assert state.references["tuned-untuned"].elr == pytest.approx(START.elr * 2, rel=0.1)
     assert state.references["tuned-untuned"].multipliers["key"] == 1
-    assert stage.provides == "tuned-untuned"
+    assert stage.provides == ("tuned-untuned",)
 
 
 def test_one_seed_works():
@@ -156,3 +159,58 @@ def test_wrong_fields_name_value_and_fix(fields, message):
 def test_more_seeds_than_the_plan_has():
     with pytest.raises(UserError, match=r"9 is more than the plan's 3 seeds"):
         drive(ElrEwd(n_seeds=9), Landscape(bowl({})), context())
+
+
+def test_the_elrs_curvature_is_left_where_it_is_swept_for_the_incumbent():
+    driven = drive(ElrEwd(ewd_offsets=[-1, 0, 1]), Landscape(bowl({"elr": 0.7, "ewd": 0.2}, 0.06)), context())
+    assert driven.conclusion.state.sensitivity == pytest.approx({"elr": 0.06}, rel=0.15)
+    other = ElrEwd(reference="other", incumbent=False)
+    assert drive(other, Landscape(bowl({"elr": 0.7})), context()).conclusion.state.sensitivity == {}
+    assert (ElrEwd().measures, other.measures, ElrEwd(elr_offsets=[], ewd_offsets=[-1, 0, 1]).measures) == (
+        ("elr",),
+        (),
+        (),
+    )
+    lost = drive(ElrEwd(), Landscape(bowl({}), diverges=lambda at, seed: True), context())
+    assert lost.conclusion.state.sensitivity == {"elr": 0.0}
+
+
+def test_a_bowl_that_is_no_parabola_is_fitted_locally_and_says_so():
+    def steep(at):
+        return 0.05 * (np.exp(1.5 * (at["elr"] - 0.4)) - 1.5 * (at["elr"] - 0.4)) / 1.5**2
+
+    found = axis(drive(ElrEwd(), Landscape(steep, noise=0.002), context()), "elr")
+    assert found.fit.robust
+    assert found.fit.lack_of_fit < 0.01
+    assert "local fits, no parabola holds" in found.why
+    assert found.fit.optimum.low <= 0.4 <= found.fit.optimum.high
+    assert np.log2(found.after / found.before) == pytest.approx(0.4, abs=0.25)
+
+
+def test_counts_know_whether_ewd_can_be_swept():
+    state, stage = State(START), ElrEwd(ewd_offsets=[-1, 0, 1])
+    assert ElrEwd().counts(context(), state) == (15, 21)
+    assert stage.counts(context(), state) == (3 * 8, 3 * (7 + 5))  # η·λ·T = 2.6 from the start
+    assert stage.counts(context(steps=500), state) == (15, 3 * (7 + 5))  # 0.06: only at a higher ELR
+    assert stage.counts(context(steps=10), state) == (15, 21)  # 0.001: at no ELR of the grid
+    assert ElrEwd(elr_offsets=[], ewd_offsets=[-1, 0, 1], n_seeds=2).counts(context(), state) == (6, 10)
+
+
+@settings(max_examples=20)
+@given(
+    optimum=st.floats(-6, 6),
+    ewd=st.floats(-6, 6),
+    cliff=st.floats(-5, 8),
+    extend=st.integers(0, 3),
+    steps=st.sampled_from([10, 500, 5000, 20_000]),
+    start=st.floats(-2, 2),
+    draw=st.integers(0, 99),
+)
+def test_no_walk_asks_for_more_than_most(optimum, ewd, cliff, extend, steps, start, draw):
+    stage = ElrEwd(ewd_offsets=[-1, -0.5, 0, 0.5], extend=extend)
+    landscape = Landscape(bowl({"elr": optimum, "ewd": ewd}), draw=draw, diverges=lambda at, seed: at["elr"] > cliff)
+    at, incumbent = context(seeds=2, steps=steps), START.scaled({"elr": 2.0**start})
+    driven = drive(stage, landscape, at, incumbent=incumbent)
+    expected, most = stage.counts(at, State(incumbent))
+    assert len(driven.known) <= most
+    assert expected <= most

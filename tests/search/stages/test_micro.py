@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from landscapes import SHAPE, START, Landscape, bowl, budget, context, drive
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from landscapes import AXES, SHAPE, START, Landscape, bowl, budget, context, drive
 from pydantic import ValidationError
 
 from mup_tune.multipliers import GROUPS
@@ -61,7 +63,8 @@ def test_a_moved_optimum_is_unbiased():
 
 def redundant(at):
     """Two multipliers of which only the product counts: either alone wants +2, both together only +1 each."""
-    return 0.025 * (at["key"] + at["mlp_down"] - 2) ** 2
+    over = at["key"] + at["mlp_down"] - 2
+    return 0.025 * over**2 + 0.05 * max(0.0, over - 1) ** 2
 
 
 def hostile(at):
@@ -213,3 +216,162 @@ def test_every_group_of_the_registry_can_be_named():
     for group in GROUPS:
         wanted = Micro(group=group).propose(context(), State(START), {})
         assert len(wanted) == len(context().seeds) * (1 + 4 * len(GROUPS[group]))
+
+
+def coupled(at):
+    """Three multipliers of which nearly only the product counts: each alone wants +2, together they want +2/3 each."""
+    total = at["key"] + at["mlp_down"] + at["lm_head"]
+    return 0.025 * (total - 2) ** 2 + 0.002 * (at["key"] ** 2 + at["mlp_down"] ** 2 + at["lm_head"] ** 2)
+
+
+def excess(driven, loss):
+    """How far the new incumbent is above the least loss there is, along the line where all three are alike."""
+    at = {axis: driven.moved.get(axis, 0.0) for axis in AXES}
+    return loss(at) - min(loss(dict.fromkeys(AXES, x)) for x in np.linspace(0, 2, 201))
+
+
+def test_passes_converge_where_one_overshoots():
+    once = drive(Micro(group=THREE), Landscape(coupled, noise=0.001), context())
+    assert [each.verdict for each in once.conclusion.finding.comparisons] == ["not better", "taken"]
+    often = drive(Micro(group=THREE, passes=5), Landscape(coupled, noise=0.001), context())
+    assert excess(once, coupled) > 0.01
+    assert excess(often, coupled) < 0.3 * excess(once, coupled)
+    finding = often.conclusion.finding
+    assert finding.before == START
+    assert finding.comparisons[2].candidate.startswith("pass 2: ")
+    # What a later pass starts from is trained already.
+    second = [axis for axis in finding.axes if axis.pass_ == 2]
+    assert [axis.axis for axis in second] == THREE
+    centre = next(point for point in second[0].points if point.offset == 0)
+    assert centre.losses == finding.comparisons[1].candidate_losses
+
+
+def test_later_passes_rarely_move_what_is_flat():
+    """Beside an axis that matters, so that there is a second pass at all."""
+    stage, wrong = Micro(group=THREE, passes=3, refine=False), 0
+    for draw in range(40):
+        driven = drive(stage, Landscape(bowl({"key": 1.0}, curvature=0.08), draw=draw), context(seeds=2))
+        assert "key" in driven.moved
+        wrong += len(driven.moved) > 1
+    assert wrong <= 4  # 5 % and two standard errors
+
+
+def test_damping_takes_its_share_of_the_way_in_log2():
+    whole = drive(Micro(group=["key"], refine=False), Landscape(bowl({"key": 1.5})), context())
+    damped = drive(Micro(group=["key"], refine=False, damping=0.4), Landscape(bowl({"key": 1.5})), context())
+    assert damped.moved["key"] == pytest.approx(0.4 * whole.moved["key"])
+    assert damped.conclusion.finding.comparisons[0].candidate == "40 % of the way"
+    # A third of the way is where three coupled multipliers belong: no overshoot to be halved.
+    driven = drive(Micro(group=THREE, damping=1 / 3), Landscape(coupled, noise=0.001), context())
+    assert len(driven.conclusion.finding.comparisons) == 1
+    assert excess(driven, coupled) < 0.003
+
+
+def test_passes_end_with_the_first_that_moves_nothing():
+    driven = drive(Micro(group=THREE, passes=5), Landscape(bowl({"key": 1.5})), context())
+    finding = driven.conclusion.finding
+    assert max(axis.pass_ for axis in finding.axes) == 2
+    assert next(axis.decision for axis in finding.axes if axis.pass_ == 2 and axis.axis == "key") in ("flat", "kept")
+    assert any("Pass 2 moved nothing" in sentence for sentence in finding.summary)
+    flat = drive(Micro(group=THREE, passes=5), Landscape(bowl({})), context())
+    assert {axis.pass_ for axis in flat.conclusion.finding.axes} == {1}
+
+
+def test_one_pass_is_the_first_of_many():
+    landscape = Landscape(bowl({"key": 1.5, "lm_head": -1.0}))
+    one, many = (drive(Micro(group=THREE, passes=n), landscape, context()) for n in (1, 4))
+    first = [axis for axis in many.conclusion.finding.axes if axis.pass_ == 1]
+    for alone, among in zip(one.conclusion.finding.axes, first, strict=True):
+        assert (alone.points, alone.fit, alone.gain, alone.after) == (among.points, among.fit, among.gain, among.after)
+        assert among.p_value == min(1.0, 4 * alone.p_value)
+    assert set(one.known) <= set(many.known)
+    assert one.conclusion.finding.title == "Multipliers: key, mlp_down, lm_head"
+    assert one.conclusion.finding.comparisons[0].candidate == "all together"
+
+
+def test_a_later_pass_may_sweep_what_was_not_identifiable():
+    # With 8 times the ELR the same matrix reaches its equilibrium: η·λ·T = (ELR·8)²·T > 1.
+    stage = Micro(group=["qkv.elr", "qkv.ewd"], passes=2)
+    driven = drive(stage, Landscape(bowl({"qkv.elr": 3.0, "qkv.ewd": 1.0})), context(steps=500))
+    found = [(axis.pass_, axis.axis, axis.decision) for axis in driven.conclusion.finding.axes]
+    assert (1, "qkv.ewd", "not identifiable") in found
+    assert (2, "qkv.ewd", "moved") in found
+
+
+def test_sensitivity_is_the_curvature_and_0_where_none_is_shown():
+    landscape = Landscape(bowl({"key": 0.6}, curvature=0.08), noise=0.002)
+    driven = drive(Micro(group="forward"), landscape, context())
+    found = driven.conclusion.state.sensitivity
+    assert set(found) == set(GROUPS["forward"]) == set(Micro(group="forward").measures)
+    assert found["key"] == pytest.approx(0.08, rel=0.1)
+    assert sum(value > 0 for value in found.values()) <= 3  # noise shows a curvature in one of forty flat axes
+    assert max(found, key=found.__getitem__) == "key"
+    key = f"{1e3 * found['key']:.3g}"
+    assert driven.conclusion.finding.headline.startswith(f"Most sensitive: key ({key} mnat/token per (log2)²)")
+    nothing = drive(Micro(group=THREE), Landscape(bowl({}), draw=1), context()).conclusion
+    assert nothing.finding.headline == "No curvature shown on any axis"
+    assert nothing.state.sensitivity == dict.fromkeys(THREE, 0.0)
+
+
+def test_sensitivity_replaces_what_was_known_of_the_group_alone():
+    state = State(START, sensitivity={"key": 9.0, "D.lr": 0.3})
+    at = context()
+    driven = drive(Micro(group=["key"]), Landscape(bowl({"key": 0.5})), at)
+    after = Micro(group=["key"]).conclude(at, state, driven.known).state.sensitivity
+    assert after["D.lr"] == 0.3
+    assert after["key"] == pytest.approx(0.05, rel=0.2)
+    assert driven.conclusion.finding.headline == ""  # one axis ranks nothing
+
+
+def test_counts_are_the_trials_of_a_quiet_and_of_the_longest_walk():
+    at, state = context(), State(START)
+    assert Micro(group=THREE).counts(at, state) == (3 * 13 + 3, 3 * (1 + 3 * (4 + 2 + 2) + 2))
+    quiet = Micro(group=THREE, refine=False, extend=0, n_seeds=2)
+    assert quiet.counts(at, state) == (2 * 13 + 2, 2 * (13 + 2))
+    twice = quiet.model_copy(update={"passes": 2})
+    assert twice.counts(at, state) == (2 * 13 + 2, 2 * (13 + 2 + 12 + 2))
+    assert Micro(group="matrix_wd").counts(context(steps=500), state) == (0, 0)
+
+
+@settings(max_examples=20)
+@given(
+    optima=st.dictionaries(st.sampled_from(["qkv.elr", "qkv.ewd", "key"]), st.floats(-6, 6)),
+    coupling=st.floats(-0.02, 0.02),
+    cliff=st.floats(0.2, 8),
+    passes=st.integers(1, 3),
+    damping=st.sampled_from([0.5, 1.0]),
+    extend=st.integers(0, 3),
+    steps=st.sampled_from([500, 20_000]),
+    refine=st.booleans(),
+    seeds=st.integers(1, 2),
+    draw=st.integers(0, 99),
+)
+def test_no_walk_asks_for_more_than_most(optima, coupling, cliff, passes, damping, extend, steps, refine, seeds, draw):
+    stage = Micro(group=["qkv.elr", "qkv.ewd", "key"], passes=passes, damping=damping, extend=extend, refine=refine)
+
+    def loss(at):
+        return bowl(optima)(at) + coupling * at["qkv.elr"] * at["key"]
+
+    landscape = Landscape(loss, draw=draw, diverges=lambda at, seed: max(at["qkv.elr"], at["key"]) > cliff + seed / 4)
+    at = context(seeds=seeds, steps=steps)
+    driven = drive(stage, landscape, at)
+    expected, most = stage.counts(at, State(START))
+    assert len(driven.known) <= most
+    assert expected <= most
+    if driven.moved and passes == 1 and extend == 0 and not refine and len(driven.conclusion.finding.comparisons) == 1:
+        assert len(driven.known) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"passes": 0}, "greater than or equal to 1"),
+        ({"passes": 6}, "less than or equal to 5"),
+        ({"damping": 0}, "greater than 0"),
+        ({"damping": 1.5}, "less than or equal to 1"),
+        ({"offsets": [0]}, r"\[0.0\] is not allowed: a grid has offsets below 0, 0 itself and offsets above 0"),
+    ],
+)
+def test_passes_damping_and_grids_of_one_point_are_checked(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        Micro(group=["key"], **fields)

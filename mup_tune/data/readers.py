@@ -1,0 +1,137 @@
+"""Documents of one input file, streamed: text, JSONL and Parquet, the first two also as .gz and .zst."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from mup_tune.errors import UserError
+
+Advance = Callable[[int], None]  # told how many input bytes were just read, as they lie on disk
+SNIFF = 1 << 13
+CODECS = {".gz": "gzip", ".zst": "zstd"}
+COLUMN = "text"  # of a Parquet file, and the field of a JSONL record
+BUFFER = 1 << 20
+
+
+def read(path: Path, skipped: Counter[str], advance: Advance) -> Iterator[str]:
+    """The documents of ``path``, possibly empty ones, by its suffix; holds one document or one buffer at a time.
+
+    Raises:
+        UserError: names the file, and the line or column, that cannot be read or decompressed.
+    """
+    codec = CODECS.get(path.suffix)
+    suffix = path.with_suffix("").suffix if codec else path.suffix
+    if suffix == ".parquet" and codec:
+        raise UserError(f"is a Parquet file inside {codec}", file=path, fix="Unpack it: Parquet compresses by itself")
+    reader = {".jsonl": _lines, ".parquet": _rows}.get(suffix, _whole)
+    try:
+        yield from reader(path, codec, skipped, advance)
+    except OSError as error:
+        if error.errno is not None:
+            raise UserError(f"cannot be read ({error.strerror})", file=path) from None
+        raise UserError(f"is torn, or not {codec or 'Parquet'} ({error})", file=path, fix="Fetch it anew") from None
+
+
+@contextmanager
+def _opened(path: Path, codec: str | None) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """(the content, the file it is read from): the same without a codec."""
+    with path.open("rb") as raw:
+        if codec is None:
+            yield raw, raw
+            return
+        import pyarrow
+
+        if not path.stat().st_size:  # arrow takes it for compressed nothing; an interrupted copy leaves such files
+            raise UserError(f"is empty, without even a {codec} header", file=path, fix="Fetch it anew")
+        with io.BufferedReader(pyarrow.CompressedInputStream(raw, codec), BUFFER) as content:
+            yield cast("BinaryIO", content), raw
+
+
+def _whole(path: Path, codec: str | None, skipped: Counter[str], advance: Advance) -> Iterator[str]:
+    """A text file is one document; what is not UTF-8 text is counted and left out."""
+    with _opened(path, codec) as (stream, _):
+        content = stream.read(SNIFF)
+        if b"\0" not in content:  # a large binary file is not worth reading further
+            content += stream.read()
+    advance(path.stat().st_size)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        skipped["not UTF-8 text"] += 1
+        return
+    yield text
+
+
+def _lines(path: Path, codec: str | None, skipped: Counter[str], advance: Advance) -> Iterator[str]:
+    """A line of JSONL is one document, its field ``text``."""
+    with _opened(path, codec) as (stream, raw):
+        done = 0
+        for number, line in enumerate(stream, start=1):
+            advance(raw.tell() - done)
+            done = raw.tell()
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"is not JSON ({error})", file=path, field=f"line {number}") from None
+            text = record.get(COLUMN) if isinstance(record, dict) else None
+            if not isinstance(text, str):
+                raise UserError("must be an object with a string field 'text'", file=path, field=f"line {number}")
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # half a surrogate pair
+                skipped["not UTF-8 text"] += 1
+                continue
+            yield text
+
+
+def _rows(path: Path, _: str | None, skipped: Counter[str], advance: Advance) -> Iterator[str]:
+    """A row of Parquet is one document, its column ``text``; progress is by rows, for one column is not the file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    # pre_buffer would hold a row group's whole column, which may be the file
+    options = {"pre_buffer": False, "buffer_size": BUFFER, "page_checksum_verification": True}
+    size, rows, done = path.stat().st_size, 0, 0
+    try:
+        with parquet.ParquetFile(path, **options) as file:
+            _check_column(file.schema_arrow, path)
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(256, row_groups=[group], columns=[COLUMN], use_threads=False):
+                    yield from _values(batch.column(0), skipped)
+                    rows += len(batch)
+                    advance(size * rows // file.metadata.num_rows - done)
+                    done = size * rows // file.metadata.num_rows
+    except pyarrow.ArrowException as error:  # some of them are not OSErrors
+        raise OSError(str(error).splitlines()[0]) from None
+
+
+def _check_column(schema: Any, path: Path) -> None:
+    import pyarrow
+
+    index = schema.get_field_index(COLUMN)  # -1 also where there are two of them
+    if index < 0 or schema.types[index] not in (pyarrow.string(), pyarrow.large_string()):
+        there = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+        raise UserError(
+            f"must be one column of strings; the file's columns are {there}",
+            file=path,
+            field=COLUMN,
+            fix="Rename or cast the column that holds the documents",
+        )
+
+
+def _values(column: Any, skipped: Counter[str]) -> Iterator[str]:
+    for value in column:
+        try:
+            yield value.as_py() or ""  # null is an empty document
+        except UnicodeDecodeError:
+            skipped["not UTF-8 text"] += 1

@@ -1,0 +1,56 @@
+"""The ``shape`` stage: wide and shallow against narrow and deep, at equal parameters (arXiv 2507.22448)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from mup_tune.channels import at_depth
+from mup_tune.errors import UserError
+from mup_tune.search.stage import Context
+from mup_tune.search.stages.shapes import Contender, ShapeComparison
+from mup_tune.shape import Positive, Shape
+
+
+class WidthDepth(ShapeComparison):
+    """Trains the proxy at each of ``depths``, its width chosen so that the parameters stay equal."""
+
+    kind: Literal["shape"] = "shape"
+    depths: Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+    @field_validator("depths")
+    @classmethod
+    def _each_once(cls, depths: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(depths)) != len(depths):
+            raise ValueError(f"{list(depths)} names a depth twice")
+        return depths
+
+    @property
+    def title(self) -> str:
+        return (
+            f"Width against depth at equal parameters: the proxy and {', '.join(map(str, sorted(self.depths)))} layers"
+        )
+
+    @property
+    def noun(self) -> str:
+        return "depth"
+
+    @property
+    def prefix(self) -> str:
+        return "Width and depth "
+
+    def contenders(self, context: Context) -> list[Contender]:
+        proxy = context.shape
+        others = [at_depth(proxy, depth) for depth in sorted(self.depths) if depth != proxy.n_layers]
+        if not others:
+            raise UserError(
+                f"{list(self.depths)} is the proxy's own depth, and one depth is nothing to compare",
+                field="depths",
+                fix="Name another one",
+            )
+        return [Contender(_label(shape), shape) for shape in (proxy, *others)]
+
+
+def _label(shape: Shape) -> str:
+    return f"d{shape.d_model} L{shape.n_layers}"

@@ -1,0 +1,85 @@
+"""A target with its inner channels shared as a ratio says, the user's own or the best one that a run measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+from mup_tune.channels import Ratio, nearest
+from mup_tune.errors import UserError
+from mup_tune.findings import Finding, ShapePoint
+from mup_tune.run.folder import RunFolder
+from mup_tune.shape import Shape
+
+FROM_RUN = "from-run"
+
+
+def resplit(target: Shape, asked: str, source: str) -> Shape:
+    """``target`` at the ratio ``asked`` (``"2:1:5"`` or ``"from-run"``), parameters equal; what was done in its note.
+
+    Args:
+        source: the run folder that ``from-run`` reads.
+
+    Raises:
+        UserError: no ratio of eighths, a source without a finished channels stage, or a target that cannot take it.
+    """
+    ratio, why = _best_of_run(source) if asked == FROM_RUN else (Ratio.parse(asked), "as asked")
+    shape, rounded = nearest(target, ratio)
+    notes = [
+        *([target.note] if target.note else []),
+        f"its channels were shared anew, SSM:attention:MLP {ratio} ({why}): d_ssm {target.d_ssm} became {shape.d_ssm}, "
+        f"d_attn {target.d_attn} became {shape.d_attn}, d_ff {target.d_ff} became {shape.d_ff}; all values here follow "
+        f"from the rules at this Shape, {target.name or 'the target'}'s own differ",
+        *rounded,
+    ]
+    return shape.model_copy(update={"note": "; ".join(notes)})
+
+
+def _best_of_run(source: str) -> tuple[Ratio, str]:
+    """The ratio with the lowest mean loss in SA_M, which is all that ``transformers`` builds, and why this one."""
+    finding = _channels_finding(source)
+    points = [point for point in finding.shapes if point.channels]
+    ended = [(loss, point) for point in points if (loss := _mean(point)) is not None]
+    falcon = [(loss, point) for loss, point in ended if point.shape.block_order == "SA_M"]
+    if not falcon:
+        raise UserError(
+            f"no ratio in block order SA_M trained to its end on every seed in the stage {finding.stage!r}",
+            field="--channels",
+            fix="transformers builds SA_M only: run the stage with it, or give a ratio such as 2:1:5",
+        )
+    loss, best = min(falcon, key=lambda each: each[0])
+    lowest, first = min(ended, key=lambda each: each[0])
+    other = "" if lowest >= loss else f"; {first.label} had {lowest:.4f}, and transformers cannot build it"
+    why = (
+        f"the lowest mean loss, {loss:.4f} nats/token, of {len(falcon)} ratios in SA_M in the run's stage "
+        f"{finding.stage!r}{other}; its report says what was within noise"
+    )
+    return Ratio.parse(best.channels), why
+
+
+def _channels_finding(source: str) -> Finding:
+    """The finding of the run's last concluded channels stage."""
+    if not Path(source).is_dir():
+        raise UserError(
+            f"{FROM_RUN} needs a run folder, and {source!r} is none",
+            field="--channels",
+            fix="Transfer from a run with a channels stage, or give a ratio such as 2:1:5",
+        )
+    file = RunFolder.open(source).tables / "findings.json"
+    learned = json.loads(file.read_text(encoding="utf-8"))["findings"] if file.is_file() else []
+    found = [finding for finding in map(Finding.model_validate, learned) if any(p.channels for p in finding.shapes)]
+    if not found:
+        raise UserError(
+            "this run has no concluded channels stage, so it has no ratio to offer",
+            file=source,
+            field="--channels",
+            fix="Sweep the plan `channels` first, or give a ratio such as 2:1:5",
+        )
+    return found[-1]
+
+
+def _mean(point: ShapePoint) -> float | None:
+    """Mean loss, None where a seed did not end."""
+    losses = [loss for loss in point.losses.values() if loss is not None]
+    return fmean(losses) if losses and len(losses) == len(point.losses) else None

@@ -1,0 +1,62 @@
+"""What a lane does with its data: packs of a mixture repeat bitwise, and other data than the run's is refused."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from mup_tune.data.mixture import Data, open_mixture
+from mup_tune.data.prepare import prepare
+from mup_tune.engine.runner import TrainingRunner
+from mup_tune.engine.work import Calibrate, Calibration
+from mup_tune.errors import UserError
+from mup_tune.settings import untuned
+from mup_tune.shape import load_shape
+from mup_tune.trial import Budget, Pack, PackResult, Trial
+
+SHAPE = load_shape("cpu-32")
+BUDGET = Budget(
+    seq_len=16, batch_tokens=64, total_tokens=64 * 10, warmup_tokens=0, decay_tokens=128, val_tokens=16 * 10
+)
+TRIALS = tuple(Trial(shape=SHAPE, budget=BUDGET, settings=untuned(SHAPE), seed=seed) for seed in (0, 1))
+
+
+def corpus(folder: Path, name: str, word: str) -> Path:
+    source = folder / f"source-{name}"
+    source.mkdir()
+    for index in range(30):
+        (source / f"{index}.txt").write_text(f"{word} {index} " * (3 + index % 7))
+    prepare([source], folder / name, tokenizer="bytes", val_fraction=0.3)
+    return folder / name
+
+
+def trained(make_runner: TrainingRunner) -> PackResult:
+    result = make_runner("lane-0")(Pack.of("stage", TRIALS), lambda _: None)
+    assert isinstance(result, PackResult)
+    return result
+
+
+def test_packs_of_a_mixture_repeat_bitwise_in_every_lane(tmp_path: Path) -> None:
+    data = tuple(
+        Data(corpus=str(corpus(tmp_path, name, word)), weight=weight)
+        for name, word, weight in (("prose", "once", 0.7), ("code", "return", 0.3))
+    )
+    make_runner = TrainingRunner(data, open_mixture(data).hash)
+    first, second = trained(make_runner), trained(pickle.loads(pickle.dumps(make_runner)))
+    assert [row.loss for row in first.rows] == [row.loss for row in second.rows]
+    assert first.curves == second.curves
+    assert {"loss.prose", "loss.code"} <= first.rows[0].metrics.keys()
+    measured = make_runner("lane-1")(Calibrate(TRIALS[0], (1, 2)), lambda _: None)
+    assert isinstance(measured, Calibration)
+
+
+def test_a_lane_refuses_data_that_is_not_the_runs(tmp_path: Path) -> None:
+    data = (Data(corpus=str(corpus(tmp_path, "prose", "once"))),)
+    expected = open_mixture(data).hash
+    (tmp_path / "prose").rename(tmp_path / "older")
+    (tmp_path / "again").mkdir()
+    corpus(tmp_path / "again", "prose", "twice").rename(tmp_path / "prose")
+    with pytest.raises(UserError, match=rf"prose \[\w+\] hashes to \w+, not to {expected}.*shared file system"):
+        TrainingRunner(data, expected)("lane-0")
