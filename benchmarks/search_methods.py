@@ -69,6 +69,9 @@ def main() -> None:
     parser.add_argument("--set", dest="assign", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--proxy", help="another proxy than the plan's")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--only", type=int, metavar="INDEX", help="this repeat alone, several at once; then all, to print"
+    )
     parser.add_argument("--confirm-seeds", type=int, default=8)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--executor", choices=("ray", "inline"), default="ray")
@@ -77,9 +80,12 @@ def main() -> None:
     scale = args.scale or (SCALE if args.plan == PLAN else None)
     try:
         base = load_plan(args.plan, scale, assign)
-        repeats = [repeat(base, index, args.confirm_seeds, args.out, args.executor) for index in range(args.repeats)]
+        wanted = range(args.repeats) if args.only is None else [args.only]
+        repeats = [repeat(base, index, args.confirm_seeds, args.out, args.executor) for index in wanted]
     except UserError as error:
         raise SystemExit(str(error)) from None
+    if args.only is not None:
+        return
     report = {"plan": args.plan, "scale": scale, "set": assign, **summary(repeats)}
     write_atomic(args.out / "search_methods.json", json.dumps(report, indent=2) + "\n")
     show(repeats, report)
@@ -127,7 +133,7 @@ def joint(base: Plan, sampler: str, flops: float) -> dict[str, Any]:
     trials = int(flops / trial.flops + 1e-6) - (aside - 2)
     if trials < 2:
         raise UserError(f"the staged method spent {flops:.3g} FLOPs, too few for a search", fix="Give it more stages")
-    return {**fields, "trials": trials}
+    return {**fields, "trials": trials, "batch": BATCH if sampler == "tpe" else trials}  # random has nothing to hear
 
 
 def run(name: str, plan: dict[str, Any], out: Path, executor: str) -> Ran:

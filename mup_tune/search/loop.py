@@ -139,8 +139,7 @@ class Sweep:
         if unmeasured:
             self.queue.clear()
             for trials in unmeasured:
-                sizes = tuple(size for size in SIZES if size <= max(1, len(trials)))
-                self.queue.append(Calibrate(trials[0], sizes))
+                self.queue.append(Calibrate(trials[0], SIZES))  # later stages may have more trials than this one
             return
         # The dearest Shape first: what is left at the barrier is cheap.
         largest = {kind: self._size(kind, len(trials)) for kind, trials in kinds.items()}
