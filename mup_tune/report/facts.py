@@ -71,9 +71,10 @@ def headline(run: RunView, claims: list[Claim]) -> tuple[str, str]:
         others = [f"{each.param}: {each.verdict}: {each.why}." for each in checked if each is not basin]
         why = f"{basin.why[0].upper()}{basin.why[1:]}."
         return f"{basins.HEADLINES[basin.verdict]}: {basin.hp} under {basin.param}", " ".join([why, *others])
-    told = next((each.headline for each in reversed(run.findings) if each.headline), "")
+    told = [each.headline for each in run.findings if each.headline]
     if not claims and told and len(run.findings) == len(run.plan["stages"]):
-        return told, "This run measures; it claims no gain, which takes a confirmation on fresh seeds."
+        rest = "".join(f"{sentence}. " for sentence in told[1:])
+        return told[0], f"{rest}This run measures; it claims no gain, which takes a confirmation on fresh seeds."
     if not claims:
         wanted = len(run.plan["stages"])
         broken = f"Interrupted after {len(run.findings)} of {wanted} stages"

@@ -208,7 +208,7 @@ def _draw_point(axes: Axes, x: float, losses: list[float]) -> None:
 def _draw_fit(
     axes: Axes, axis: AxisFinding, xs: Sequence[float], seen: Sequence[tuple[float, list[float]]], centre: float | None
 ) -> None:
-    """The parabola over the trained range only, and the optimum as a line in its CI band.
+    """The parabola over the points it was fitted to, and the optimum as a line in its CI band.
 
     An optimum that is exactly a grid point was clamped to it: the fitted vertex lies beyond and is not known here, so
     no parabola is drawn.
@@ -216,7 +216,11 @@ def _draw_fit(
     assert axis.fit is not None
     fit = axis.fit
     if min(abs(fit.optimum.value - point.offset) for point in axis.points) > 1e-9:
-        grid = np.linspace(min(xs), max(xs), 97)
+        first, last = min(xs), max(xs)
+        if fit.robust:  # it was fitted to the neighbourhood of the minimum and says nothing beyond
+            first = max((x for x in xs if x < fit.optimum.value), default=first)
+            last = min((x for x in xs if x > fit.optimum.value), default=last)
+        grid = np.linspace(first, last, 97)
         bowl = 0.5 * fit.curvature.value * (grid - fit.optimum.value) ** 2
         # Without a centre there is no absolute reference: the bowl's floor is put where the drawn losses end.
         floor = fit.floor - centre if centre is not None else min(float(np.mean(each)) for _, each in seen) / 1e3

@@ -134,7 +134,7 @@ def _stage(run: RunView, finding: Finding, index: int) -> StageView:
         for place, axis in enumerate(finding.axes)
         if axis.points
     ]
-    bars = [figures.Bar(axis.axis, axis.gain) for axis in finding.axes if axis.gain is not None]
+    bars = [figures.Bar(named(axis), axis.gain) for axis in finding.axes if axis.gain is not None]
     bars.sort(key=lambda bar: -bar.interval.value)
     gains = None
     if len(bars) > 1:
@@ -147,6 +147,11 @@ def _stage(run: RunView, finding: Finding, index: int) -> StageView:
     basin = basins.view(finding.basins, anchor)
     sections = [Markup(text) for section in SECTIONS if (text := section(finding, anchor))]
     return StageView(anchor, finding, panels, gains, claims, figure, basin, sections, ok, len(trials) - ok)
+
+
+def named(axis: AxisFinding) -> str:
+    """The axis, and its pass where there were several."""
+    return axis.axis if axis.pass_ == 1 else f"{axis.axis} (pass {axis.pass_})"
 
 
 def _claims_figure(claims: list[Claim], anchor: str) -> Markup | None:
@@ -179,7 +184,12 @@ def _changes(run: RunView, path: list[Finding]) -> list[Change]:
     if not path:
         return []
     before, after = path[0].before, path[-1].after
-    decisions = {axis.axis: axis.decision for finding in path for axis in finding.axes}
+    decisions: dict[str, str] = {}
+    for finding in path:
+        moved = {axis.axis for axis in finding.axes if axis.decision in ("moved", "edge")}
+        # What one pass moved, a later pass of the same stage does not unmove by keeping it.
+        decisions |= {axis.axis: axis.decision for axis in finding.axes if axis.axis not in moved}
+        decisions |= {axis.axis: axis.decision for axis in finding.axes if axis.decision in ("moved", "edge")}
     kinds = {**dict.fromkeys(GLOBAL_AXES, "global"), **{each.name: each.kind for each in MULTIPLIERS}}
     unused = {each.name for each in MULTIPLIERS if each.needs_ssm} if not facts.proxy(run).d_ssm else set()
     rows = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count, islice
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -48,7 +47,7 @@ class Confirm(Stage):
 
     def seeds(self, context: Context) -> tuple[int, ...]:
         """1000, 1001, … without the plan's tuning seeds."""
-        return tuple(islice((seed for seed in count(FIRST_SEED) if seed not in context.seeds), self.n_seeds))
+        return sweep.fresh_seeds(context, FIRST_SEED, self.n_seeds)
 
     def walk(self, asked: Asked, state: State) -> Conclusion:
         settings = [state.incumbent, *(state.references[name] for name in self.against)]

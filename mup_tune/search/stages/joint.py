@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, islice
 from typing import Annotated, Literal
 
 import numpy as np
@@ -101,7 +100,7 @@ class Joint(Stage):
 
     def seeds(self, context: Context) -> tuple[int, ...]:
         """The seeds that verify: 2000, 2001, … without the plan's tuning seeds."""
-        return tuple(islice((seed for seed in count(FIRST_SEED) if seed not in context.seeds), self.verify_seeds))
+        return sweep.fresh_seeds(context, FIRST_SEED, self.verify_seeds)
 
     def counts(self, context: Context, state: State) -> tuple[int, int]:
         """The same number twice: nothing extends a search. Raises like :meth:`walk`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice
 from statistics import fmean
 
 from mup_tune import stats
@@ -127,6 +128,11 @@ def chosen_seeds(context: Context, n_seeds: int | None) -> tuple[int, ...]:
             f"{n_seeds} is more than the plan's {len(context.seeds)} seeds", field="n_seeds", fix="Add to `seeds`"
         )
     return context.seeds[:n_seeds]
+
+
+def fresh_seeds(context: Context, first: int, n: int) -> tuple[int, ...]:
+    """``n`` seeds from ``first`` on that tuned nothing: the plan's own are left out."""
+    return tuple(islice((seed for seed in count(first) if seed not in context.seeds), n))
 
 
 def checked_grid(offsets: tuple[float, ...]) -> tuple[float, ...]:
