@@ -38,28 +38,30 @@ def resplit(target: Shape, asked: str, source: str) -> Shape:
 
 def _best_of_run(source: str) -> tuple[Ratio, str]:
     """The ratio with the lowest mean loss in SA_M, which is all that ``transformers`` builds, and why this one."""
-    finding = _channels_finding(source)
-    points = [point for point in finding.shapes if point.channels]
+    findings = _channels_findings(source)
+    stages = ", ".join(finding.stage for finding in findings)
+    points = [point for finding in findings for point in finding.shapes if point.channels]
     ended = [(loss, point) for point in points if (loss := _mean(point)) is not None]
     falcon = [(loss, point) for loss, point in ended if point.shape.block_order == "SA_M"]
     if not falcon:
         raise UserError(
-            f"no ratio in block order SA_M trained to its end on every seed in the stage {finding.stage!r}",
+            f"no ratio in block order SA_M trained to its end on every seed in {stages}",
             field="--channels",
             fix="transformers builds SA_M only: run the stage with it, or give a ratio such as 2:1:5",
         )
     loss, best = min(falcon, key=lambda each: each[0])
     lowest, first = min(ended, key=lambda each: each[0])
     other = "" if lowest >= loss else f"; {first.label} had {lowest:.4f}, and transformers cannot build it"
+    ratios = len({point.channels for _, point in falcon})
     why = (
-        f"the lowest mean loss, {loss:.4f} nats/token, of {len(falcon)} ratios in SA_M in the run's stage "
-        f"{finding.stage!r}{other}; its report says what was within noise"
+        f"the lowest mean loss, {loss:.4f} nats/token, of {ratios} ratios in SA_M in the run's {stages}{other}; "
+        "its report says what was within noise"
     )
     return Ratio.parse(best.channels), why
 
 
-def _channels_finding(source: str) -> Finding:
-    """The finding of the run's last concluded channels stage."""
+def _channels_findings(source: str) -> list[Finding]:
+    """Those of the run's concluded channels stages; their losses compare, for a run has one budget and one text."""
     if not Path(source).is_dir():
         raise UserError(
             f"{FROM_RUN} needs a run folder, and {source!r} is none",
@@ -76,7 +78,7 @@ def _channels_finding(source: str) -> Finding:
             field="--channels",
             fix="Sweep the plan `channels` first, or give a ratio such as 2:1:5",
         )
-    return found[-1]
+    return found
 
 
 def _mean(point: ShapePoint) -> float | None:
