@@ -31,8 +31,7 @@ MIN_R2 = 0.5
 # the margins: at 0.05 two noisy seeds leave so many skewed bowls to a parabola that its CI covers 89 %.
 MISFIT_LEVEL = 0.1
 LOCAL_DEGREES = (2, 3, 4)
-LOCAL_MARGIN = 0.15  # of the grid's spacing at the minimum: what the optimum's CI gets on either side
-CURVATURE_MARGIN = 0.25  # of the curvature, likewise
+LOCAL_MARGIN, CURVATURE_MARGIN = 0.15, 0.25  # added to the CIs: of the grid's spacing at the minimum, of the curvature
 LOCAL_RESAMPLES, LOCAL_CELLS = 500, 40
 
 
