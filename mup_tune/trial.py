@@ -19,6 +19,7 @@ class Budget(Model):
     ``lr_decay_to`` is the fraction of the peak that the exponential decay ends at. ``power_onset_tokens`` switches
     on the Effective Power Schedule (η and λ ∝ t^-¼ from there on; arXiv 2507.22448), null leaves both constant.
     ``val_lengths`` adds validation at these multiples of ``seq_len``, on one text cut into rows of each length.
+    ``dtype`` is that of matrix products; parameters, decays, softmax and losses are float32 either way.
     """
 
     seq_len: Positive
@@ -34,7 +35,7 @@ class Budget(Model):
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    dtype: Literal["float32"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _whole_batches(self) -> Budget:

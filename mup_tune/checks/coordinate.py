@@ -27,7 +27,7 @@ from mup_tune.settings import Settings, untuned
 from mup_tune.shape import Shape
 from mup_tune.stats import Estimate, slope
 from mup_tune.train.optimizer import MemberAdamW, rates
-from mup_tune.train.trainer import new_population
+from mup_tune.train.step import new_population
 from mup_tune.train.validation import to_device
 
 TOLERANCE = 0.1  # τ, in units of the exponent

@@ -14,6 +14,7 @@ from mup_tune.trial import Pack
 
 if TYPE_CHECKING:
     from mup_tune.data.mixture import Data, Mixture
+    from mup_tune.train.step import Steps
     from mup_tune.train.trainer import Device
 
 CALIBRATION_STEPS = 3
@@ -40,6 +41,7 @@ class _Lane:
         import torch
 
         from mup_tune.data.mixture import open_mixture
+        from mup_tune.train.step import Steps
 
         torch.set_num_threads(1)
         # Subnormal second moments of unseen tokens cost more than they tell.
@@ -48,6 +50,7 @@ class _Lane:
         self.data: Mixture = open_mixture(data)
         _check(self.data, expected)
         self.device = measure_device("cuda" if torch.cuda.is_available() else "cpu")
+        self.steps = Steps(self.device.name)
 
     def __call__(self, work: Work, report: Report) -> Outcome:
         import torch
@@ -55,11 +58,15 @@ class _Lane:
         from mup_tune.train.trainer import train_pack
 
         if isinstance(work, Calibrate):
-            return calibrate(work, self.data, self.device)
+            return calibrate(work, self.data, self.device, self.steps)
         pack: Pack = work
         try:
             return train_pack(
-                pack, self.data, self.device, lambda done, speed: report(Progress(self.lane, pack.id, done, speed))
+                pack,
+                self.data,
+                self.device,
+                lambda done, speed: report(Progress(self.lane, pack.id, done, speed)),
+                self.steps,
             )
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(str(error).splitlines()[0]) from None
@@ -77,7 +84,7 @@ def _check(data: Mixture, expected: str) -> None:
 
 
 def measure_device(name: str) -> Device:
-    """The device with its matmul peak, measured in the dtype that trains (fp32).
+    """The device with its matmul peak in every dtype that trains on it.
 
     The fastest of ten products: other lanes slow some of them down, and a low peak would flatter every MFU.
     """
@@ -85,19 +92,22 @@ def measure_device(name: str) -> Device:
 
     from mup_tune.train.trainer import Device
 
-    size = 4096 if name == "cuda" else 512
-    a = torch.randn(size, size, device=name)
-    times = []
-    for _ in range(10):
-        started = time.perf_counter()
-        a @ a
-        if name == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return Device(name, torch.get_num_threads(), 2 * size**3 / min(times))
+    sizes = {"float32": 4096, "bfloat16": 8192} if name == "cuda" else {"float32": 512}
+    peaks = {}
+    for dtype, size in sizes.items():
+        a = torch.randn(size, size, device=name, dtype=getattr(torch, dtype))
+        times = []
+        for _ in range(10):
+            started = time.perf_counter()
+            a @ a
+            if name == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        peaks[dtype] = 2 * size**3 / min(times)
+    return Device(name, torch.get_num_threads(), peaks)
 
 
-def calibrate(work: Calibrate, data: Mixture, device: Device) -> Calibration:
+def calibrate(work: Calibrate, data: Mixture, device: Device, steps: Steps | None = None) -> Calibration:
     """Tokens/s by population size, median of a few steps each; stops where larger clearly stops paying."""
     import torch
 
@@ -108,7 +118,7 @@ def calibrate(work: Calibrate, data: Mixture, device: Device) -> Calibration:
     speeds: dict[int, float] = {}
     for size in work.sizes:
         try:
-            training = PackTraining((work.trial,) * size, data, device)
+            training = PackTraining((work.trial,) * size, data, device, steps)
             times = []
             for _ in range(CALIBRATION_STEPS + 1):
                 started = time.perf_counter()

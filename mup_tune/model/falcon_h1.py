@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mup_tune.model import attention, ssd
+from mup_tune.errors import unknown
+from mup_tune.model import attention, ssd, ssd_mamba
 from mup_tune.model.layers import at_least_fp32, causal_conv, linear, linear_nll, rms_norm
 from mup_tune.roles import RoleTable
 from mup_tune.shape import BlockOrder, Shape
@@ -34,6 +35,8 @@ READS: dict[BlockOrder, tuple[dict[str, tuple[str, ...]], ...]] = {
     "SAM": ({"input_norm": ("attention", "mamba2"), "pre_ff_norm": ("mlp",)},),
     "S_A_M": ({"input_norm": ("mamba2",)}, {"pre_attention_norm": ("attention",)}, {"pre_ff_norm": ("mlp",)}),
 }
+
+SCANS = {"torch": ssd, "mamba-ssm": ssd_mamba}  # what may run the state-space scan
 
 Tap = Callable[[str, Tensor], None]
 
@@ -52,18 +55,25 @@ class Step:
     documents: Tensor | None  # [B, T]
     mask: Tensor | None  # [B, 1, T, T]
     rope: tuple[Tensor, Tensor]
-    qkv: Tensor  # [P, rows of the matrix, 1], the same for ssm_in_proj
-    ssm_in_proj: Tensor | None
-    scalar: dict[str, Tensor]  # [P, 1, 1] each
+    scales: dict[str, Tensor]  # of Population.weight_scales
     tap: Tap
 
 
 class Block(nn.Module):
     """One layer's parameters, allocated and not initialised; the SSM's are absent where d_ssm = 0."""
 
-    def __init__(self, shape: Shape, n_members: int, ssd_chunk: int, device: str | torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        shape: Shape,
+        n_members: int,
+        scan: str,
+        ssd_chunk: int | None,
+        device: str | torch.device,
+        dtype: torch.dtype,
+    ):
         super().__init__()
-        self.shape, self.ssd_chunk = shape, ssd_chunk
+        self.shape, self.scan = shape, SCANS[scan].ssd
+        self.ssd_chunk = ssd_chunk or SCANS[scan].CHUNK
         self.reads = READS["SA_M" if shape.block_order == "S_A_M" and not shape.d_ssm else shape.block_order]
         d = shape.d_model
 
@@ -103,9 +113,9 @@ class Block(nn.Module):
 
     def attention(self, u_PBTD: Tensor, step: Step) -> Tensor:
         """The attention branch's contribution to the residual stream."""
-        qkv = linear(u_PBTD, self.qkv, step.qkv)
+        qkv = linear(u_PBTD, self.qkv, step.scales["qkv"])
         y = attention.attention(qkv, self.shape.n_heads, self.shape.n_kv_heads, step.rope, step.mask)
-        out_PBTD = linear(y, self.attention_out_proj, step.scalar["attention_out"])
+        out_PBTD = linear(y, self.attention_out_proj, step.scales["attention_out_proj"])
         step.tap("qkv", qkv)
         step.tap("attention_heads", y)
         step.tap("attention_branch", out_PBTD)
@@ -113,9 +123,9 @@ class Block(nn.Module):
 
     def mlp(self, v_PBTD: Tensor, step: Step) -> Tensor:
         """``m_down · W_down(W_up(v) · silu(m_gate · W_gate(v)))``; arXiv 2507.22448, §2."""
-        gate_PBTF = linear(v_PBTD, self.mlp_gate_proj, step.scalar["mlp_gate"])
+        gate_PBTF = linear(v_PBTD, self.mlp_gate_proj, step.scales["mlp_gate_proj"])
         up_PBTF = linear(v_PBTD, self.mlp_up_proj)
-        out_PBTD = linear(up_PBTF * F.silu(gate_PBTF), self.mlp_down_proj, step.scalar["mlp_down"])
+        out_PBTD = linear(up_PBTF * F.silu(gate_PBTF), self.mlp_down_proj, step.scales["mlp_down_proj"])
         step.tap("gate", gate_PBTF)
         step.tap("up", up_PBTF)
         step.tap("mlp_branch", out_PBTD)
@@ -124,7 +134,7 @@ class Block(nn.Module):
     def mamba2(self, u_PBTD: Tensor, step: Step) -> Tensor:
         """The Mamba-2 branch's contribution to the residual stream (arXiv 2405.21060, §7)."""
         shape = self.shape
-        projected = linear(u_PBTD, self.ssm_in_proj, step.ssm_in_proj)
+        projected = linear(u_PBTD, self.ssm_in_proj, step.scales["ssm_in_proj"])
         step.tap("ssm_projected", projected[..., : shape.d_ssm + shape.d_conv])
         z, xBC, dt_PBTH = torch.split(projected, [shape.d_ssm, shape.d_conv, shape.n_ssm_heads], -1)
         dt_PBTH = F.softplus(at_least_fp32(dt_PBTH) + at_least_fp32(self.dt_bias)[:, None, None])
@@ -132,7 +142,7 @@ class Block(nn.Module):
         d_groups = shape.n_groups * shape.d_state
         x, B, C = torch.split(xBC, [shape.d_ssm, d_groups, d_groups], -1)
         x_PBTHK = torch.unflatten(x, -1, (shape.n_ssm_heads, -1))
-        y_PBTHK = ssd.ssd(
+        y_PBTHK = self.scan(
             x_PBTHK,
             dt_PBTH,
             -at_least_fp32(self.A_log).exp(),
@@ -145,7 +155,7 @@ class Block(nn.Module):
         y = (y_PBTHK.flatten(-2) * F.silu(at_least_fp32(z))).to(u_PBTD.dtype)
         if shape.gated_norm:
             y = rms_norm(y, self.gated_norm, shape.n_groups)
-        out_PBTD = linear(y, self.ssm_out_proj, step.scalar["ssm_out"])
+        out_PBTD = linear(y, self.ssm_out_proj, step.scales["ssm_out_proj"])
         step.tap("ssm_x", x_PBTHK)
         step.tap("dt", dt_PBTH)
         step.tap("ssm_heads", y_PBTHK)
@@ -160,7 +170,8 @@ class Population(nn.Module):
     :meth:`set_roles`. Matrices are [P, out, in]; q, k and v are one matrix, z, x, B, C and dt another.
 
     Args:
-        ssd_chunk: tokens that the SSD scan handles as one matrix.
+        ssd_chunk: tokens that the SSD scan handles as one matrix; None: what suits the scan.
+        scan: ``torch``, or ``mamba-ssm`` for its kernels on a GPU.
     """
 
     def __init__(
@@ -169,16 +180,20 @@ class Population(nn.Module):
         n_members: int,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        ssd_chunk: int = 32,
+        ssd_chunk: int | None = None,
+        scan: str = "torch",
     ):
         super().__init__()
-        self.shape, self.n_members = shape, n_members
+        if scan not in SCANS:
+            raise ValueError(unknown("scan", scan, SCANS))
+        self.shape, self.n_members, self.scan = shape, n_members, scan
 
         def new(*size: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(n_members, *size, device=device, dtype=dtype))
 
         self.embedding_weight = new(shape.vocab_size, shape.d_model)
-        self.layers = nn.ModuleList(Block(shape, n_members, ssd_chunk, device, dtype) for _ in range(shape.n_layers))
+        blocks = (Block(shape, n_members, scan, ssd_chunk, device, dtype) for _ in range(shape.n_layers))
+        self.layers = nn.ModuleList(blocks)
         self.final_norm = new(shape.d_model)
         self.lm_head_weight = new(shape.vocab_size, shape.d_model)
         self.multipliers = nn.Module()
@@ -191,7 +206,7 @@ class Population(nn.Module):
     @property
     def backend(self) -> str:
         """The SSD scan that runs; recorded with every run."""
-        return ssd.BACKEND
+        return self.scan
 
     @torch.no_grad()
     def set_roles(self, tables: Sequence[RoleTable]) -> None:
@@ -229,31 +244,47 @@ class Population(nn.Module):
         # One look-up in all members' tables: its backward is one pass, where indexing dimension 1 takes one a token.
         rows_PBT = tokens_BT + V * torch.arange(P, device=tokens_BT.device)[:, None, None]
         embedded_PBTD = F.embedding(rows_PBT, self.embedding_weight.view(P * V, D))
-        residual_PBTD = embedded_PBTD * step.scalar["embedding"][..., None]
+        residual_PBTD = embedded_PBTD * step.scales["embedding_weight"][..., None]
         tap("embedding", residual_PBTD)
         for block in self.layers:
             residual_PBTD = block(residual_PBTD, step)
-        return rms_norm(residual_PBTD, self.final_norm * step.scalar["lm_head"][:, 0])
+        return rms_norm(residual_PBTD, self.final_norm * step.scales["lm_head_weight"][:, 0])
 
-    def _step(self, n_tokens: int, documents_BT: Tensor | None, tap: Tap) -> Step:
-        shape, dtype = self.shape, self.embedding_weight.dtype
-        m = {name: value.to(dtype).view(-1, 1, 1) for name, value in self.multipliers.named_buffers()}
+    def weight_scales(self) -> dict[str, Tensor]:
+        """Forward multipliers as factors on matrices, by the name of the parameter in a block or at the top.
+
+        [P, rows, 1] for the input projections, [P, 1, 1] for the others; what is missing has none. lm_head's acts on
+        the final norm's output instead, which is the same product.
+        """
+        shape = self.shape
+        m = {name: value.view(-1, 1, 1) for name, value in self.multipliers.named_buffers()}
 
         def rows(*parts: tuple[Tensor, int]) -> Tensor:
             return torch.cat([value.expand(-1, size, -1) for value, size in parts], 1)
 
-        a_in, ssm_in_proj = m["attention_in"], None
+        a_in = m["attention_in"]
+        scales = {
+            "embedding_weight": m["embedding"],
+            "lm_head_weight": m["lm_head"],
+            "qkv": rows((a_in, shape.d_attn), (a_in * m["key"], shape.d_kv), (a_in, shape.d_kv)),
+            "attention_out_proj": m["attention_out"],
+            "mlp_gate_proj": m["mlp_gate"],
+            "mlp_down_proj": m["mlp_down"],
+        }
         if shape.d_ssm:
             d_groups = shape.n_groups * shape.d_state
             sizes = (shape.d_ssm, shape.d_ssm, d_groups, d_groups, shape.n_ssm_heads)
             scaled = [m["ssm_in"] * m[f"ssm_{name}"] for name in SSM_SLICES]
-            ssm_in_proj = rows(*zip(scaled, sizes, strict=True))
+            scales["ssm_in_proj"] = rows(*zip(scaled, sizes, strict=True))
+            scales["ssm_out_proj"] = m["ssm_out"]
+        return scales
+
+    def _step(self, n_tokens: int, documents_BT: Tensor | None, tap: Tap) -> Step:
+        dtype = self.embedding_weight.dtype
         return Step(
             documents_BT,
             None if documents_BT is None else attention.document_mask(documents_BT),
             attention.rope_table(self.rope_inverse_frequencies, n_tokens, dtype),
-            rows((a_in, shape.d_attn), (a_in * m["key"], shape.d_kv), (a_in, shape.d_kv)),
-            ssm_in_proj,
-            m,
+            {name: scale.to(dtype) for name, scale in self.weight_scales().items()},
             tap,
         )

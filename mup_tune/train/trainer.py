@@ -6,7 +6,7 @@ Shape suffixes: P members, B rows, T tokens of a row, S steps.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite, nan
 
@@ -14,15 +14,11 @@ import torch
 
 from mup_tune.data.batches import Batch
 from mup_tune.data.mixture import Mixture
-from mup_tune.model import hf
-from mup_tune.model.falcon_h1 import Population
-from mup_tune.model.init import draw_
-from mup_tune.roles import RoleTable, role_table
-from mup_tune.shape import Shape
-from mup_tune.train.optimizer import MemberAdamW, rates
+from mup_tune.roles import role_table
 from mup_tune.train.schedule import Schedule
+from mup_tune.train.step import Steps
 from mup_tune.train.validation import Validation, to_device, validate
-from mup_tune.trial import Budget, Pack, PackResult, Row, Trial
+from mup_tune.trial import Pack, PackResult, Row, Trial
 
 CURVE_POINTS = 200  # a member; steps are averaged into at most this many
 CHECK_EVERY = 20  # steps between looks at the device, so that it is not waited for each step
@@ -32,46 +28,36 @@ OnStep = Callable[[float, float], None]  # fraction done, tokens/s over all memb
 
 @dataclass(frozen=True)
 class Device:
-    """Where a lane trains, and how fast its matrix products can be (FLOP/s), the denominator of MFU."""
+    """Where a lane trains, and how fast its matrix products can be by dtype (FLOP/s), the denominator of MFU."""
 
     name: str
     threads: int
-    peak_flops: float
+    peak_flops: Mapping[str, float]
 
 
-def new_population(shape: Shape, tables: list[RoleTable], seeds: list[int], device: str) -> Population:
-    """A population at its training init; members with one seed share their draws, scaled by their own init."""
-    population = Population(shape, len(tables), device=device)
-    population.set_roles(tables)
-    for member, (table, seed) in enumerate(zip(tables, seeds, strict=True)):
-        for name, tensor in hf.state_dict(population, member).items():
-            draw_(tensor, table.of(name), seed=seed, parameter=name)
-    return population
-
-
-def train_pack(pack: Pack, data: Mixture, device: Device, on_step: OnStep) -> PackResult:
+def train_pack(pack: Pack, data: Mixture, device: Device, on_step: OnStep, steps: Steps | None = None) -> PackResult:
     """Train the members of ``pack`` side by side. Same pack, machine and threads: bitwise the same losses on the CPU.
 
     A member whose loss or gradient norm stops being finite is masked from that step on and reported as diverged; the
     others' numbers do not change.
     """
-    run = PackTraining(pack.trials, data, device)
+    run = PackTraining(pack.trials, data, device, steps)
     started = time.perf_counter()
     run.train(on_step)
     trained_s = time.perf_counter() - started
     shape, budget = run.shape, run.budget
-    validation = validate(run.population, data, budget, device.name)
+    validation = validate(run.stepper, data, budget, device.name)
     tokens = run.steps_done * budget.batch_tokens * len(pack.trials)
     speed = tokens / trained_s
     flops = shape.flops_per_token(budget.seq_len)
     record = {
         "device": device.name,
         "threads": device.threads,
-        "backend": run.population.backend,
+        "backend": run.stepper.backend,
         "dtype": budget.dtype,
         "torch": str(torch.__version__),
         "tokens_per_s": speed,
-        "mfu": speed * flops / device.peak_flops,
+        "mfu": speed * flops / device.peak_flops[budget.dtype],
         "seconds": time.perf_counter() - started,
         "steps": run.steps_done,
     }
@@ -88,28 +74,20 @@ def train_pack(pack: Pack, data: Mixture, device: Device, on_step: OnStep) -> Pa
 class PackTraining:
     """The tensors of one pack while it trains."""
 
-    def __init__(self, trials: tuple[Trial, ...], data: Mixture, device: Device) -> None:
+    def __init__(self, trials: tuple[Trial, ...], data: Mixture, device: Device, steps: Steps | None = None) -> None:
         self.trials, self.data, self.device = trials, data, device
         self.shape, self.budget = trials[0].shape, trials[0].budget
         if any(trial.shape != self.shape or trial.budget != self.budget for trial in trials):
             raise ValueError("members of a pack share one Shape and one Budget")
+        self.schedule = Schedule.of(self.budget)
+        self.stepper = (steps or Steps(device.name)).of(self.shape, len(trials), self.budget)
         tables = [role_table(self.shape, trial.settings) for trial in trials]
-        self.population = new_population(self.shape, tables, [trial.seed for trial in trials], device.name)
-        parameters = dict(self.population.named_parameters())
-        budget: Budget = self.budget
-        self.optimizer = MemberAdamW(
-            parameters,
-            rates(parameters, tables, hf.owning_role),
-            (budget.beta1, budget.beta2),
-            budget.clip_norm,
-        )
-        self.schedule = Schedule.of(budget)
-        members, steps = len(trials), budget.steps
-        self.alive_P = torch.ones(members, dtype=torch.bool, device=device.name)
-        self.loss_SP = torch.full((steps, members), nan, device=device.name)
-        self.norm_SP = torch.full((steps, members), nan, device=device.name)
-        self.clipped_SP = torch.zeros((steps, members), dtype=torch.bool, device=device.name)
-        self.alive_SP = torch.zeros((steps, members), dtype=torch.bool, device=device.name)
+        self.stepper.load(tables, [trial.seed for trial in trials])
+        members, n_steps = len(trials), self.budget.steps
+        self.loss_SP = torch.full((n_steps, members), nan, device=device.name)
+        self.norm_SP = torch.full((n_steps, members), nan, device=device.name)
+        self.clipped_SP = torch.zeros((n_steps, members), dtype=torch.bool, device=device.name)
+        self.alive_SP = torch.zeros((n_steps, members), dtype=torch.bool, device=device.name)
         self.steps_done = 0
 
     def train(self, on_step: OnStep) -> None:
@@ -122,27 +100,21 @@ class PackTraining:
             if self.steps_done % CHECK_EVERY == 0:
                 tokens = self.steps_done * budget.batch_tokens * len(self.trials)
                 on_step(self.steps_done / budget.steps, tokens / (time.perf_counter() - started))
-                if not bool(self.alive_P.any()):
+                if not bool(self.stepper.alive_P.any()):
                     break
         if self.device.name.startswith("cuda"):
             torch.cuda.synchronize()
 
     def step(self, step: int, batch: Batch) -> None:
-        tokens, targets, documents = to_device(batch, self.device.name)
-        count = int((batch.targets_BT >= 0).sum())
-        self.optimizer.zero_grad()
-        loss_P = self.population.nll(tokens, targets, documents).sum(1) / count
-        loss_P.sum().backward()  # type: ignore[no-untyped-call]
-        norm_P = self.optimizer.gradient_norms()
-        self.loss_SP[step], self.norm_SP[step] = loss_P.detach(), norm_P
-        self.alive_P = self.alive_P & loss_P.detach().isfinite() & norm_P.isfinite()
-        self.alive_SP[step] = self.alive_P
+        stepper = self.stepper
         eta, lam = self.schedule.eta_factor(step), self.schedule.lam_factor(step)
-        self.clipped_SP[step] = self.optimizer.step(eta, lam, norm_P, self.alive_P)
+        stepper.step(*to_device(batch, self.device.name), eta, lam)
+        self.loss_SP[step], self.norm_SP[step] = stepper.loss_P, stepper.norm_P
+        self.clipped_SP[step], self.alive_SP[step] = stepper.clipped_P, stepper.alive_P
 
     def row(self, member: int, validation: Validation, extra: dict[str, float]) -> Row:
         trial, loss = self.trials[member], float(validation.loss_P[member])
-        alive = bool(self.alive_P[member]) and isfinite(loss)
+        alive = bool(self.stepper.alive_P[member]) and isfinite(loss)
         lived = int(self.alive_SP[:, member].sum())
         settings, tail = trial.settings, self.loss_SP[: self.steps_done, member][-max(1, self.steps_done // 20) :]
         metrics = {

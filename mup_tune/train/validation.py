@@ -9,16 +9,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from math import isnan, log, nan
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mup_tune.data.batches import Batch, Batches
 from mup_tune.data.mixture import Mixture, Source
 from mup_tune.data.shares import VALIDATION_SEED, row_counts
-from mup_tune.model.falcon_h1 import Population
 from mup_tune.trial import Budget
+
+
+class Model(Protocol):
+    """What is validated: summed losses of every member on every row, in nats, [P, B]."""
+
+    def nll(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,17 @@ class Validation:
 
 def to_device(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor | None]:
     """tokens [B, T], targets [B, T] and documents [B, T], None where every row is one document."""
-    documents = torch.from_numpy(batch.documents_BT).to(device) if batch.documents_BT.any() else None
-    return torch.from_numpy(batch.tokens_BT).to(device), torch.from_numpy(batch.targets_BT).to(device), documents
+
+    def placed(array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor
+
+    documents = placed(batch.documents_BT) if batch.documents_BT.any() else None
+    return placed(batch.tokens_BT), placed(batch.targets_BT), documents
 
 
 @torch.no_grad()
-def validate(population: Population, data: Mixture, budget: Budget, device: str) -> Validation:
+def validate(model: Model, data: Mixture, budget: Budget, device: str) -> Validation:
     """Losses of all members in nats/token.
 
     The deciding loss is Σ weight · loss of the source, each the mean over the targets of that source's own rows; with
@@ -47,7 +59,7 @@ def validate(population: Population, data: Mixture, budget: Budget, device: str)
     rows = row_counts(data, budget)
     share_S1 = torch.tensor(data.shares, dtype=torch.float64)[:, None]
     found = [
-        mean_and_se(*_on_rows(population, source, budget, count, device))
+        mean_and_se(*_on_rows(model, source, budget, count, device))
         for source, count in zip(data.sources, rows.each, strict=True)
     ]
     loss_SP, se_SP = (torch.stack(each) for each in zip(*found, strict=True))
@@ -60,7 +72,7 @@ def validate(population: Population, data: Mixture, budget: Budget, device: str)
         metrics["bits_per_byte"] = (share_S1 * bits_SP).sum(0)
     for factor in budget.val_lengths:
         at_length = [
-            _at_length(population, source, budget, factor, count, device)
+            _at_length(model, source, budget, factor, count, device)
             for source, count in zip(data.sources, rows.longest, strict=True)
         ]
         metrics[f"loss_x{factor}"] = (share_S1 * torch.stack(at_length)).sum(0)
@@ -79,18 +91,16 @@ def mean_and_se(nll_PR: Tensor, count_R: Tensor) -> tuple[Tensor, Tensor]:
     return loss_P, residual_PR.std(dim=1) / rows**0.5 if rows > 1 else torch.full_like(loss_P, nan)
 
 
-def _on_rows(population: Population, source: Source, budget: Budget, rows: int, device: str) -> tuple[Tensor, Tensor]:
+def _on_rows(model: Model, source: Source, budget: Budget, rows: int, device: str) -> tuple[Tensor, Tensor]:
     """Summed loss [P, R] and targets [R] of the first ``rows`` validation rows of a source."""
     at_once = min(rows, budget.rows)
     batches = Batches(source.corpus, "val", budget.seq_len, at_once, VALIDATION_SEED)
-    found = [_sums(population, batches.batch(index), device) for index in range(-(-rows // at_once))]
+    found = [_sums(model, batches.batch(index), device) for index in range(-(-rows // at_once))]
     nll, counts = zip(*found, strict=True)
     return torch.cat(nll, dim=1)[:, :rows], torch.cat(counts)[:rows]
 
 
-def _at_length(
-    population: Population, source: Source, budget: Budget, factor: int, longest_rows: int, device: str
-) -> Tensor:
+def _at_length(model: Model, source: Source, budget: Budget, factor: int, longest_rows: int, device: str) -> Tensor:
     """Mean loss per target [P] of ``longest_rows`` rows of the largest length, cut to ``factor`` · seq_len each."""
     length, longest = factor * budget.seq_len, max(budget.val_lengths) * budget.seq_len
     batches = Batches(source.corpus, "val", longest, 1, VALIDATION_SEED)
@@ -101,7 +111,7 @@ def _at_length(
     for start in range(0, longest_rows, at_once):
         text = batches.at(np.arange(start, min(start + at_once, longest_rows), dtype=np.int64))
         for batch in chunks(cut(text, length), max(1, budget.batch_tokens // length)):
-            nll_PB, count_B = _sums(population, batch, device)
+            nll_PB, count_B = _sums(model, batch, device)
             nll_P = nll_PB.sum(1) if nll_P is None else nll_P + nll_PB.sum(1)
             targets += float(count_B.sum())
     assert nll_P is not None
@@ -129,7 +139,7 @@ def chunks(batch: Batch, rows: int) -> Iterator[Batch]:
         yield Batch(batch.tokens_BT[part], batch.targets_BT[part], batch.documents_BT[part])
 
 
-def _sums(population: Population, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+def _sums(model: Model, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
     """Summed loss [P, B] and number of targets [B] of every row, float64 on the CPU."""
-    nll_PB = population.nll(*to_device(batch, device)).double().cpu()
+    nll_PB = model.nll(*to_device(batch, device)).double().cpu()
     return nll_PB, torch.from_numpy((batch.targets_BT >= 0).sum(1)).double()

@@ -7,12 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from mup_tune.model import hf
+pytest.importorskip("triton")
+
+from mup_tune.data.corpus import Corpus
+from mup_tune.data.mixture import Mixture
+from mup_tune.data.prepare import prepare
+from mup_tune.model import backends, hf
 from mup_tune.model.falcon_h1 import Population
 from mup_tune.roles import role_table
-from mup_tune.settings import falcon_h1_published, untuned
+from mup_tune.settings import Settings, falcon_h1_published, untuned
 from mup_tune.shape import load_shape
-from mup_tune.train.trainer import Device, new_population, train_pack
+from mup_tune.train import fused_step
+from mup_tune.train.step import Steps, new_population
+from mup_tune.train.trainer import Device, train_pack
 from mup_tune.trial import Budget, Pack, Trial
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -52,21 +59,61 @@ def test_losses_and_gradients_are_the_cpus(packed: bool) -> None:
             assert float((gradient.cpu() - theirs[name]).norm()) / scale < 1e-4, name
 
 
-def test_a_pack_trains_and_masks_a_diverged_member(tmp_path: Path) -> None:
-    from mup_tune.data.corpus import Corpus
-    from mup_tune.data.mixture import Mixture
-    from mup_tune.data.prepare import prepare
-
+@pytest.fixture
+def data(tmp_path: Path) -> Mixture:
     for index in range(40):
         (tmp_path / f"{index}.txt").write_text(f"{index} is followed by {index + 1}. " * 30)
     prepare([tmp_path], tmp_path / "corpus", tokenizer="bytes", val_fraction=0.2)
-    budget = Budget(
-        seq_len=32, batch_tokens=128, total_tokens=3840, warmup_tokens=384, decay_tokens=1280, val_tokens=320
-    )
+    return Mixture.of(Corpus.open(tmp_path / "corpus"))
+
+
+BUDGET = Budget(seq_len=32, batch_tokens=128, total_tokens=3840, warmup_tokens=384, decay_tokens=1280, val_tokens=320)
+DEVICE = Device("cuda", 1, {"float32": 1e14, "bfloat16": 1e15})
+
+
+def pack(members: list[Settings], dtype: str) -> Pack:
+    budget = BUDGET.model_copy(update={"dtype": dtype})
+    return Pack.of("s", tuple(Trial(shape=SHAPE, budget=budget, settings=each, seed=0) for each in members))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_pack_trains_and_masks_a_diverged_member(data: Mixture, dtype: str) -> None:
     wild = untuned(SHAPE).scaled({"embedding": 1e30, "lm_head": 1e30})
     members = [untuned(SHAPE).scaled({"elr": 4.0}), wild, falcon_h1_published()]
-    trials = tuple(Trial(shape=SHAPE, budget=budget, settings=each, seed=0) for each in members)
-    data = Mixture.of(Corpus.open(tmp_path / "corpus"))
-    result = train_pack(Pack.of("s", trials), data, Device("cuda", 1, 1e14), lambda *_: None)
+    result = train_pack(pack(members, dtype), data, DEVICE, lambda *_: None)
+    assert result.record["backend"] == "triton"
     assert [row.status for row in result.rows] == ["ok", "diverged", "ok"]
     assert result.rows[0].loss < 3.0
+
+
+def test_kernels_train_as_pytorch_does(data: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [untuned(SHAPE).scaled({"elr": 4.0}), falcon_h1_published()]
+    ours = train_pack(pack(members, "float32"), data, DEVICE, lambda *_: None)
+    monkeypatch.setattr(backends, "choose", lambda device: "torch")
+    theirs = train_pack(pack(members, "float32"), data, DEVICE, lambda *_: None)
+    assert theirs.record["backend"] == "torch"
+    for row, expected in zip(ours.rows, theirs.rows, strict=True):
+        assert row.loss == pytest.approx(expected.loss, rel=2e-3)
+
+
+def test_other_values_compile_and_record_nothing(data: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    recordings, compiled = [], []
+    record = fused_step._recorded
+    monkeypatch.setattr(fused_step, "_recorded", lambda run: recordings.append(run) or record(run))
+    steps = Steps("cuda")
+    first = [untuned(SHAPE), untuned(SHAPE).scaled({"elr": 2.0})]
+    train_pack(pack(first, "bfloat16"), data, DEVICE, lambda *_: None, steps)
+    assert len(recordings) == 1
+    from triton import knobs
+
+    monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", lambda **info: compiled.append(info["repr"]))
+    changes = {"elr": 0.7, "ewd": 1.3, "embedding": 1.1, "ssm_dt": 0.9, "rope_base": 1e-3, "qkv.elr": 1.2, "D.lr": 0.8}
+    other = [untuned(SHAPE).scaled({name: value}) for name, value in changes.items()][:2]
+    for members in (other, [untuned(SHAPE).scaled(changes), falcon_h1_published()]):
+        again = train_pack(pack(members, "bfloat16"), data, DEVICE, lambda *_: None, steps)
+        assert len(recordings) == 1
+        assert compiled == []
+    fresh = train_pack(again.pack, data, DEVICE, lambda *_: None)
+    assert len(recordings) == 2
+    for row, expected in zip(again.rows, fresh.rows, strict=True):
+        assert row.loss == pytest.approx(expected.loss, rel=2e-3)

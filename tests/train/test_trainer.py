@@ -10,7 +10,8 @@ from mup_tune.data.corpus import Corpus
 from mup_tune.data.mixture import Mixture
 from mup_tune.settings import Settings, falcon_h1_published, untuned
 from mup_tune.shape import load_shape
-from mup_tune.train.trainer import Device, new_population, train_pack
+from mup_tune.train.step import new_population
+from mup_tune.train.trainer import Device, train_pack
 from mup_tune.trial import Budget, Pack, PackResult, Trial
 
 SHAPE = load_shape("cpu-32")
@@ -22,7 +23,7 @@ BUDGET = Budget(
     decay_tokens=128 * 9,
     val_tokens=32 * 10,
 )
-DEVICE = Device("cpu", 1, 1e10)
+DEVICE = Device("cpu", 1, {"float32": 1e10})
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from mup_tune.roles import role_table
 from mup_tune.settings import falcon_h1_published, untuned
 from mup_tune.shape import load_shape
 from mup_tune.train import validation
-from mup_tune.train.trainer import Device, new_population, train_pack
+from mup_tune.train.step import new_population
+from mup_tune.train.trainer import Device, train_pack
 from mup_tune.train.validation import cut, validate
 from mup_tune.trial import Budget, Pack, Trial
 
@@ -172,7 +173,7 @@ def test_a_pack_reports_its_members_sources_and_lengths(corpora: list[Corpus], t
     wild = untuned(SHAPE).scaled({"embedding": 1e30, "lm_head": 1e30})
     members = (untuned(SHAPE), wild, falcon_h1_published())
     trials = tuple(Trial(shape=SHAPE, budget=budget, settings=each, seed=0) for each in members)
-    data, device = mixed(corpora, 0.75, 0.25), Device("cpu", 1, 1e10)
+    data, device = mixed(corpora, 0.75, 0.25), Device("cpu", 1, {"float32": 1e10})
     first, again = (train_pack(Pack.of("s", trials), data, device, lambda *_: None) for _ in range(2))
     names = {"loss.alpha", "loss.0", "loss_x1", "loss_x2", "bits_per_byte"}
     for row, same in zip(first.rows, again.rows, strict=True):

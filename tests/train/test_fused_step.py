@@ -1,0 +1,93 @@
+"""The GPU step trains as the PyTorch step does; here its kernels run in Triton's interpreter, without a CUDA graph."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from mup_tune.roles import role_table
+from mup_tune.settings import Settings, falcon_h1_published, untuned
+from mup_tune.shape import Shape
+from mup_tune.train.fused_step import FusedStep
+from mup_tune.train.step import TorchStep
+from mup_tune.trial import Budget
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPE = Shape(
+    d_model=32,
+    n_layers=1,
+    n_heads=2,
+    n_kv_heads=1,
+    head_dim=8,
+    d_ssm=32,
+    ssm_head_dim=16,
+    d_state=8,
+    n_groups=1,
+    d_ff=48,
+    vocab_size=61,
+)
+BUDGET = Budget(seq_len=24, batch_tokens=48, total_tokens=480, warmup_tokens=0, decay_tokens=0, val_tokens=48)
+SETTINGS = (
+    untuned(SHAPE).scaled({"elr": 4.0}),
+    falcon_h1_published().scaled({"rope_base": 1e-7, "ssm_in_proj.elr": 2}),
+)
+
+
+def batches(steps: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    generator = torch.Generator().manual_seed(0)
+    documents = (torch.arange(24) // 9).expand(2, -1).contiguous().int()
+    found = []
+    for step in range(steps):
+        tokens = torch.randint(0, 61, (2, 24), generator=generator).to(DEVICE)
+        found.append((tokens, tokens.roll(-1, 1), documents.to(DEVICE) if step % 2 else None))
+    return found
+
+
+def fused(members: int) -> FusedStep:
+    return FusedStep(SHAPE, members, 2, 24, device=DEVICE, dtype=torch.float32, graph=DEVICE == "cuda")
+
+
+def history(step: FusedStep | TorchStep, settings: tuple[Settings, ...], steps: int = 4) -> dict[str, torch.Tensor]:
+    step.load([role_table(SHAPE, each) for each in settings], [0] * len(settings))
+    losses, norms = [], []
+    for index, batch in enumerate(batches(steps)):
+        step.step(*batch, 1.0 - 0.1 * index, 1.0)
+        losses.append(step.loss_P.clone())
+        norms.append(step.norm_P.clone())
+    parameters = {name: each.detach().clone() for name, each in step.population.named_parameters()}
+    nll = step.nll(*batches(1)[0])
+    return {"losses": torch.stack(losses), "norms": torch.stack(norms), "nll": nll, **parameters}
+
+
+def test_training_is_the_pytorch_steps() -> None:
+    found = history(fused(2), SETTINGS)
+    wanted = history(TorchStep(SHAPE, 2, BUDGET, DEVICE, "torch"), SETTINGS)
+    torch.testing.assert_close(found.pop("losses"), wanted.pop("losses"), rtol=2e-5, atol=0)
+    torch.testing.assert_close(found.pop("norms"), wanted.pop("norms"), rtol=2e-4, atol=0)
+    torch.testing.assert_close(found.pop("nll"), wanted.pop("nll"), rtol=1e-4, atol=0)
+    for name, parameter in found.items():
+        # Adam divides by |g|: where a gradient is rounding alone, its sign is too.
+        assert (parameter - wanted[name]).norm() < 2e-3 * wanted[name].norm(), name
+
+
+def test_a_step_that_is_loaded_again_forgets_the_pack_before() -> None:
+    step = fused(2)
+    history(step, SETTINGS[::-1])
+    again, fresh = history(step, SETTINGS), history(fused(2), SETTINGS)
+    for name in fresh:
+        torch.testing.assert_close(again[name], fresh[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_diverged_member_is_masked_and_the_other_trains_on() -> None:
+    wild = untuned(SHAPE).scaled({"embedding": 1e30, "lm_head": 1e30})
+    beside, alone = fused(2), fused(1)
+    found = history(beside, (SETTINGS[0], wild))
+    assert beside.alive_P.tolist() == [True, False]
+    wanted = history(alone, SETTINGS[:1])
+    torch.testing.assert_close(found["losses"][:, 0], wanted["losses"][:, 0], rtol=1e-5, atol=0)
+    start = fused(2)
+    start.load([role_table(SHAPE, each) for each in (SETTINGS[0], wild)], [0, 0])
+    for name, parameter in start.population.named_parameters():
+        assert torch.equal(found[name][1], parameter[1]), name
