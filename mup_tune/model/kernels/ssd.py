@@ -258,15 +258,15 @@ def ssd_backward(
 
 def _sizes(n_heads: int, n_groups: int, d_state: int, head_dim: int, dtype: torch.dtype) -> dict[str, int]:
     """Constants of all kernels. A bf16 chunk has the 64 rows of a warp group's product, and channels are taken 32 at a
-    time: what a program then holds fits its registers up to d_state = 64, and from there with twice the warps. Fewer
-    channels than 32, or one pipeline stage, have Triton 3.6 read shared memory out of bounds on sm_90."""
+    time: what a program then holds fits its registers up to d_state = 64, and from there with twice the warps. Blocks
+    narrower than 32, or one pipeline stage, have Triton 3.6 read shared memory out of bounds on sm_90."""
     return {
         "H": n_heads,
         "G": n_groups,
         "S": d_state,
         "K": head_dim,
         "L": 64 if dtype == torch.bfloat16 else 32,
-        "BLOCK_S": max(16, triton.next_power_of_2(d_state)),
+        "BLOCK_S": max(32, triton.next_power_of_2(d_state)),
         "BLOCK_K": 32,
     }
 
