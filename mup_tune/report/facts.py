@@ -205,7 +205,7 @@ def _machine(run: RunView) -> list[tuple[str, str]]:
         "plan.lanes": "lanes",
         "threads": "threads per lane",
         "torch": "torch",
-        "backend": "SSD backend",
+        "backend": "backend",
     }
     rows += [(label, _distinct(packs, column)) for column, label in columns.items()]
     speed, mfu, seconds = (_numbers(packs, column) for column in ("tokens_per_s", "mfu", "seconds"))
