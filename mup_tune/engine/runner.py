@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from mup_tune.engine.work import Calibrate, Calibration, Outcome, OutOfMemoryError, Progress, Report, Runner, Work
 from mup_tune.errors import UserError
-from mup_tune.trial import Pack
+from mup_tune.trial import Pack, Trial
 
 if TYPE_CHECKING:
+    from mup_tune.data.batches import Batch
     from mup_tune.data.mixture import Data, Mixture
     from mup_tune.train.step import Steps
     from mup_tune.train.trainer import Device
@@ -53,8 +54,6 @@ class _Lane:
         self.steps = Steps(self.device.name)
 
     def __call__(self, work: Work, report: Report) -> Outcome:
-        import torch
-
         from mup_tune.train.trainer import train_pack
 
         if isinstance(work, Calibrate):
@@ -68,7 +67,9 @@ class _Lane:
                 lambda done, speed: report(Progress(self.lane, pack.id, done, speed)),
                 self.steps,
             )
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
             raise OutOfMemoryError(str(error).splitlines()[0]) from None
 
 
@@ -109,29 +110,51 @@ def measure_device(name: str) -> Device:
 
 def calibrate(work: Calibrate, data: Mixture, device: Device, steps: Steps | None = None) -> Calibration:
     """Tokens/s by population size, median of a few steps each; stops where larger clearly stops paying."""
-    import torch
-
-    from mup_tune.train.trainer import PackTraining
-
     budget = work.trial.budget
     batch = data.batches("train", budget.seq_len, budget.rows, budget.data_seed).batch(0)
     speeds: dict[int, float] = {}
     for size in work.sizes:
         try:
-            training = PackTraining((work.trial,) * size, data, device, steps)
-            times = []
-            for _ in range(CALIBRATION_STEPS + 1):
-                started = time.perf_counter()
-                training.step(0, batch)
-                if device.name == "cuda":
-                    torch.cuda.synchronize()
-                times.append(time.perf_counter() - started)
-        except torch.OutOfMemoryError:
+            seconds = _seconds_a_step((work.trial,) * size, batch, data, device, steps)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
             break
-        speeds[size] = size * budget.batch_tokens / median(times[1:])
+        speeds[size] = size * budget.batch_tokens / seconds
         smaller = list(speeds.values())[:-2]
         if smaller and max(list(speeds.values())[-2:]) < (1 + WORTH) * max(smaller):
             break  # two doublings in a row brought nothing
     if not speeds:
         raise OutOfMemoryError("one member does not fit on the device")
     return Calibration(speeds, device.name)
+
+
+def _seconds_a_step(
+    trials: tuple[Trial, ...], batch: Batch, data: Mixture, device: Device, steps: Steps | None
+) -> float:
+    """Of a population that is given up again; a batch is validated too, since that takes memory of its own."""
+    import torch
+
+    from mup_tune.train.trainer import PackTraining
+    from mup_tune.train.validation import to_device
+
+    training = PackTraining(trials, data, device, steps)
+    times = []
+    for _ in range(CALIBRATION_STEPS + 1):
+        started = time.perf_counter()
+        training.step(0, batch)
+        if device.name == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    with torch.no_grad():
+        training.stepper.nll(*to_device(batch, device.name))
+    return median(times[1:])
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether the device's memory ran out: drivers and libraries say so in errors of their own, or in their causes."""
+    if error is None:
+        return False
+    text = str(error)
+    known = type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "ALLOC_FAILED" in text
+    return known or out_of_memory(error.__cause__ or error.__context__)

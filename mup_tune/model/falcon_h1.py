@@ -203,11 +203,6 @@ class Population(nn.Module):
         self.rope_inverse_frequencies: Tensor
         self.register_buffer("rope_inverse_frequencies", torch.zeros(n_members, shape.head_dim // 2, device=device))
 
-    @property
-    def backend(self) -> str:
-        """The SSD scan that runs; recorded with every run."""
-        return self.scan
-
     @torch.no_grad()
     def set_roles(self, tables: Sequence[RoleTable]) -> None:
         """Fill multipliers and rotary frequencies from one role table a member."""

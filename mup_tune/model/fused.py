@@ -120,10 +120,11 @@ class _Mixer(torch.autograd.Function):
             out = parts.out(out_PNE, "mamba2")
             gated = torch.empty_like(out, memory_format=torch.contiguous_format) if shape.gated_norm else out
             kept = ssd.ssd(xBC, dt, z, *_ssm(value), *_sizes(shape), sequence.documents_BT, gated)
-            saved += [xBC, gated, *kept]
+            saved += [xBC, *kept]
+            # Without the norm, gated is a view of the output: kept besides, it would keep this node alive for ever.
             if shape.gated_norm:
                 rstd = norm.group_norm(_rows(gated), value["gated_norm"], shape.n_groups, _rows(out))
-                saved.append(rstd)
+                saved += [gated, rstd]
         ctx.save_for_backward(in_PNW, out_PNE, *saved)
         ctx.sequence, ctx.branches, ctx.vectors = sequence, branches, vectors
         return out_PNE
@@ -144,11 +145,12 @@ class _Mixer(torch.autograd.Function):
             attention_backward.attention_backward(d_out, out, saved.pop(0), qkv, *heads, d_qkv)
         if "mamba2" in ctx.branches:
             value = {name: leaf.value for name, leaf in vectors.items()}
-            xBC, gated = saved.pop(0), saved.pop(0)
+            xBC = saved.pop(0)
             d_out = parts.out(d_out_PNE, "mamba2")
             if shape.gated_norm:
+                rstd, gated = saved.pop(), saved.pop()
                 d_rows, d_weight = norm.group_norm_backward(
-                    _rows(d_out), _rows(gated), saved.pop(), value["gated_norm"], shape.n_groups
+                    _rows(d_out), _rows(gated), rstd, value["gated_norm"], shape.n_groups
                 )
                 vectors["gated_norm"].grad.copy_(d_weight)
                 d_out = d_rows.view(gated.shape)
@@ -218,8 +220,6 @@ class FusedPopulation:
     Args:
         dtype: of matrix products, bfloat16 or float32; parameters stay fp32.
     """
-
-    backend = BACKEND
 
     def __init__(self, population: Population, dtype: torch.dtype = torch.bfloat16) -> None:
         self.population, self.shape, self.dtype = population, population.shape, dtype

@@ -105,7 +105,7 @@ class Storage:
         found = {}
         for bank in self.banks:
             for place in bank.places:
-                gradient = place.of(bank.grad, self.members).float()
+                gradient = place.of(bank.grad, self.members).to(torch.float32, copy=True)
                 scale = scales.get(place.parameter)
                 gradient = gradient if scale is None or bank.work is None else gradient * scale
                 found[place.parameter] = gradient.reshape(self._shapes[place.parameter])
@@ -146,6 +146,7 @@ class Storage:
                 at += own_rows * cols if along_rows else own_cols
             self._matrices[matrix] = (end, rows, cols)
             end += self.members * rows * cols
+            end += -end % ALIGNED
 
         for layer, norm, branches in self.readings():
             prefix = f"layers.{layer}."

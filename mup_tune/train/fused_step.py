@@ -8,6 +8,7 @@ Shape suffixes: P members, B rows, T tokens of a row.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,6 +23,12 @@ from mup_tune.train.flat_adamw import FlatAdamW
 from mup_tune.train.step import initialise
 
 WARM_UP = 2  # steps before recording: kernels are compiled and libraries set up outside the graph
+
+
+@functools.cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all recordings: libraries keep a workspace for every stream that they have seen."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 class FusedStep:
@@ -83,6 +90,8 @@ class FusedStep:
             documents_BT: int32, or None where every row is one document.
             eta_factor, lam_factor: this step's multiples of every η and λ.
         """
+        if tokens_BT.shape != self._tokens_BT.shape:
+            raise ValueError(f"a batch of {tuple(tokens_BT.shape)} for a step of {tuple(self._tokens_BT.shape)}")
         self.steps += 1
         corrections = (1 - beta**self.steps for beta in self.betas)
         factors = torch.tensor([eta_factor, lam_factor, *corrections])
@@ -113,13 +122,13 @@ class FusedStep:
 
 def _recorded(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
     """``run`` as a graph. It is called while no member is alive, so that it changes nothing."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side = _side_stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         run()
     return graph

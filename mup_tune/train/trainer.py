@@ -107,6 +107,8 @@ class PackTraining:
 
     def step(self, step: int, batch: Batch) -> None:
         stepper = self.stepper
+        if (largest := int(batch.tokens_BT.max())) >= self.shape.vocab_size:  # kernels would read another member's row
+            raise ValueError(f"token {largest} lies outside the Shape's vocabulary of {self.shape.vocab_size}")
         eta, lam = self.schedule.eta_factor(step), self.schedule.lam_factor(step)
         stepper.step(*to_device(batch, self.device.name), eta, lam)
         self.loss_SP[step], self.norm_SP[step] = stepper.loss_P, stepper.norm_P

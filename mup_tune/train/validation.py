@@ -104,7 +104,7 @@ def _at_length(model: Model, source: Source, budget: Budget, factor: int, longes
     """Mean loss per target [P] of ``longest_rows`` rows of the largest length, cut to ``factor`` · seq_len each."""
     length, longest = factor * budget.seq_len, max(budget.val_lengths) * budget.seq_len
     batches = Batches(source.corpus, "val", longest, 1, VALIDATION_SEED)
-    # No more tokens at once than in training, which also held gradients.
+    # About as many tokens at once as in training, which also holds gradients.
     at_once = max(1, budget.batch_tokens // longest)
     nll_P: Tensor | None = None
     targets = 0.0

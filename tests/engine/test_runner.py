@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mup_tune.data.mixture import Data, open_mixture
 from mup_tune.data.prepare import prepare
 from mup_tune.engine.runner import TrainingRunner
-from mup_tune.engine.work import Calibrate, Calibration
+from mup_tune.engine.work import Calibrate, Calibration, OutOfMemoryError
 from mup_tune.errors import UserError
 from mup_tune.settings import untuned
-from mup_tune.shape import load_shape
+from mup_tune.shape import Shape, load_shape
+from mup_tune.train import step
 from mup_tune.trial import Budget, Pack, PackResult, Trial
 
 SHAPE = load_shape("cpu-32")
@@ -60,3 +64,46 @@ def test_a_lane_refuses_data_that_is_not_the_runs(tmp_path: Path) -> None:
     corpus(tmp_path / "again", "prose", "twice").rename(tmp_path / "prose")
     with pytest.raises(UserError, match=rf"prose \[\w+\] hashes to \w+, not to {expected}.*shared file system"):
         TrainingRunner(data, expected)("lane-0")
+
+
+@pytest.mark.parametrize("message", ["Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_a_device_whose_memory_runs_out_is_one_size_too_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    """Calibration holds one population at a time, and stops at the first that does not fit; a pack is to be split."""
+    data = (Data(corpus=str(corpus(tmp_path, "prose", "once"))),)
+    built: list[weakref.ref[step.TorchStep]] = []
+
+    class Small(step.TorchStep):
+        def __init__(self, shape: Shape, members: int, *rest: Any) -> None:
+            gc.collect()
+            assert all(ref() is None for ref in built)
+            super().__init__(shape, members, *rest)
+            built.append(weakref.ref(self))
+
+        def step(self, *batch: Any) -> None:
+            if len(self.alive_P) > 2:
+                raise RuntimeError(message)
+            super().step(*batch)
+
+    monkeypatch.setattr(step, "TorchStep", Small)
+    run = TrainingRunner(data, open_mixture(data).hash)("lane-0")
+    found = run(Calibrate(TRIALS[0], (1, 2, 4, 8)), lambda _: None)
+    assert isinstance(found, Calibration)
+    assert list(found.tokens_per_s) == [1, 2]
+    assert len(built) == 3
+    with pytest.raises(OutOfMemoryError, match=message.split()[0]):
+        run(Pack.of("stage", TRIALS + TRIALS), lambda _: None)
+
+
+def test_other_errors_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (Data(corpus=str(corpus(tmp_path, "prose", "once"))),)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(step.TorchStep, "step", broken)
+    run = TrainingRunner(data, open_mixture(data).hash)("lane-0")
+    for work in (Calibrate(TRIALS[0], (1, 2)), Pack.of("stage", TRIALS)):
+        with pytest.raises(RuntimeError, match="illegal"):
+            run(work, lambda _: None)

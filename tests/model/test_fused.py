@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -112,3 +114,17 @@ def test_parameters_are_views_that_training_and_exports_share() -> None:
     assert all(bool((parameter == 7).all()) for parameter in population.parameters())
     places = [place for bank in banks for place in bank.places]
     assert sorted(place.parameter for place in places) == sorted(before)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_forward_pass_without_its_backward_is_forgotten(gated: bool) -> None:
+    """As after running out of memory half-way: what the pass saved must not keep itself alive."""
+    population = random_population(variant(gated_norm=gated, n_layers=1), 1, seed=6)
+    fused = FusedPopulation(population.to(DEVICE), torch.float32)
+    tokens, _, documents = on_device(batch_of(population.shape))
+    embedded = fused._embed(tokens).requires_grad_()
+    hidden = fused._hidden(embedded, documents)
+    seen = weakref.ref(hidden.grad_fn), weakref.ref(embedded)
+    del hidden, embedded
+    gc.collect()
+    assert [each() for each in seen] == [None, None]

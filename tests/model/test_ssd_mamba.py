@@ -183,7 +183,7 @@ def test_other_dtypes_are_refused() -> None:
 
 
 def test_a_population_knows_its_scan() -> None:
-    assert Population(TINY, 1).backend == "torch"
-    assert Population(TINY, 1, scan="mamba-ssm").backend == "mamba-ssm"
+    assert Population(TINY, 1).scan == "torch"
+    assert Population(TINY, 1, scan="mamba-ssm").scan == "mamba-ssm"
     with pytest.raises(ValueError, match="unknown scan 'mamba'; did you mean 'mamba-ssm'"):
         Population(TINY, 1, scan="mamba")

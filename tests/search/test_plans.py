@@ -63,7 +63,7 @@ def test_every_shipped_plan_loads_and_forecasts_at_every_scale(name: str, scale:
 
 def test_the_shipped_plans_cover_the_method() -> None:
     names = {name for name, _ in SHIPPED}
-    assert names == {"falcon_h1", "channels", "rope_base", "depth_width", "sensitivity", "quickstart"}
+    assert names == {"falcon_h1", "channels", "rope_base", "depth_width", "sensitivity", "elr_basin", "quickstart"}
     whole = load_plan("falcon_h1")
     swept = [name for stage in whole.stages if isinstance(stage, Micro) for name in stage.names]
     assert sorted(swept) == sorted(NAMES)
