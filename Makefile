@@ -9,7 +9,9 @@ else
 INSTALL := -e .[dev]
 endif
 
-.PHONY: setup test demo clean
+.PHONY: setup test test-lanes test-rest demo clean
+# Those that start sweeps, Ray and subprocesses; they take as long as all the others.
+LANES := tests/benchmarks tests/checks tests/cli tests/engine
 
 setup: .venv/ready
 
@@ -24,7 +26,13 @@ test: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory -j2 test-lanes test-rest
+
+test-lanes:
+	$(BIN)/python -m pytest $(LANES)
+
+test-rest:
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(LANES))
 
 demo: setup
 	$(BIN)/mup-tune sweep quickstart --run $(DEMO)/run

@@ -148,7 +148,7 @@ def test_what_was_run(full: tuple[Path, str]) -> None:
     assert facts["parameters"] == f"{SHAPE.parameters():,}"
     assert (facts["tokens"], facts["steps"], facts["batch"]) == ("409,600", "200", "2,048 tokens = 16 × 128")
     assert (facts["ok"], facts["diverged"], facts["packs"]) == ("7", "2", "3")
-    assert facts["SSD backend"] == "torch-chunked"
+    assert facts["backend"] == "torch-chunked"
     assert facts["training time"] == "4 min, summed over packs"
     assert facts["η·λ·T"].startswith("0.0256 in the median trial: below 1")
     assert {"CPUs", "Python", "mup-tune", "created", "wall time", "corpus hash"} <= set(facts)
