@@ -4,7 +4,7 @@ Shape suffixes: P members, N tokens, V vocabulary, I lanes of a block, J the log
 
 Each lane keeps a running maximum and a running sum (online softmax, arXiv 1805.02867), so the row is read without
 waiting for other lanes. The gradient reads the row again, backwards: what came last is still in the caches (64 KB a row
-of 32768 in bf16, two rows an SM), so device memory sees one read and one write.
+of 32768 in bf16), so device memory sees one read and one write.
 """
 
 from __future__ import annotations
