@@ -8,7 +8,7 @@ necessary, not sufficient: pair this with the basin check.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log2
 from typing import Literal
 
@@ -18,6 +18,7 @@ import torch
 from mup_tune.checks.sites import BY_NAME, SITES, Snapshot, measure, snapshot
 from mup_tune.data.batches import Batches
 from mup_tune.data.corpus import Corpus
+from mup_tune.engine.runner import out_of_memory
 from mup_tune.errors import UserError
 from mup_tune.model import hf
 from mup_tune.model.falcon_h1 import Population
@@ -112,6 +113,42 @@ def trace(
         if (step + 1) % 2 == 0 or step + 1 == steps:
             _look(found, step + 1, snapshot(population, probe[0], probe[1]), first)
     return found
+
+
+def trace_in_parts(
+    table: RoleTable, direction: Direction, corpus: Corpus, seeds: Sequence[int], steps: int, device: str
+) -> Trace:
+    """:func:`trace` with as many seeds at once as the device's memory holds.
+
+    Raises:
+        UserError: not even one fits.
+    """
+    try:
+        return trace(table, direction, corpus, seeds, steps, device)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    # Outside the handler: the error's frames hold the tensors that did not fit.
+    if len(seeds) == 1:
+        raise UserError(
+            f"d_model = {table.shape.d_model}, n_layers = {table.shape.n_layers}: one seed does not fit on {device!r}",
+            field=f"--{direction}s",
+            fix="Leave this size out",
+        )
+    half = len(seeds) // 2
+    parts = [trace_in_parts(table, direction, corpus, each, steps, device) for each in (seeds[:half], seeds[half:])]
+    return replace(
+        parts[0],
+        values=_joined([part.values for part in parts]),
+        changes=_joined([part.changes for part in parts]),
+        losses=[[*a, *b] for a, b in zip(*(part.losses for part in parts), strict=True)],
+    )
+
+
+def _joined(parts: Sequence[dict[str, list[list[float]]]]) -> dict[str, list[list[float]]]:
+    """Sites' values of two groups of seeds, step by step, side by side."""
+    first, second = parts
+    return {site: [[*a, *b] for a, b in zip(steps, second[site], strict=True)] for site, steps in first.items()}
 
 
 def _look(found: Trace, step: int, seen: Snapshot, first: Snapshot) -> None:

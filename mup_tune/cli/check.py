@@ -49,7 +49,7 @@ def coordinate(
         str | None, typer.Option(help="none or completep; the Settings' own if left out.", metavar="RULE")
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Training steps, at constant η and λ, without clipping.")] = 10,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds a size, trained side by side.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds a size, as many side by side as fit.")] = 3,
     corpus: Annotated[str, typer.Option(help="A prepared corpus.")] = "python-stdlib",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for figures and tables.")] = None,
     json: JsonOption = False,
@@ -104,7 +104,7 @@ def _traces(
     import torch
     from rich.progress import track
 
-    from mup_tune.checks.coordinate import table_for, trace
+    from mup_tune.checks.coordinate import table_for, trace_in_parts
     from mup_tune.data.corpus import open_corpus
 
     opened, device = open_corpus(corpus), "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,27 +117,30 @@ def _traces(
         )
     tables = [table_for(shape, settings, param) for shape in shapes]
     return [
-        trace(table, direction, opened, range(seeds), steps, device)
+        trace_in_parts(table, direction, opened, range(seeds), steps, device)
         for table in track(tables, "training", console=err_console, transient=True)
     ]
 
 
 def _print(rows: list[Judgement], verdict: str, title: str) -> None:
     shown: list[dict[str, Any]] = []
+    said = any(row.why and row.of != "value at step 0" for row in rows)
     for row in rows:
         excess = row.excess
-        shown.append(
-            {
-                "site": row.site,
-                "of": row.of,
-                "predicted": row.predicted,
-                "measured − predicted": excess and f"{excess.value:+.3f}",
-                "95 % CI": excess and f"{excess.low:+.3f} … {excess.high:+.3f}",
-                "verdict": row.verdict,
-                "why": row.why,
-            }
-        )
-    print_rows(shown, title, "Slope of log2 RMS over log2 size. Logits and attention logits may shrink: expected.")
+        line = {
+            "site": row.site,
+            "of": row.of.removeprefix("value "),
+            "predicted": row.predicted,
+            "excess": excess and f"{excess.value:+.3f}",
+            "95 % CI": excess and f"{excess.low:+.3f} … {excess.high:+.3f}",
+            "verdict": row.verdict,
+        }
+        shown.append(line | {"why": row.why} if said else line)
+    print_rows(
+        shown,
+        title,
+        "Slope of log2 RMS over log2 size; excess: measured − predicted. Logits and attention logits may shrink.",
+    )
     tail = ": add seeds (--seeds) or sizes" if verdict == "inconclusive" else ""
     failed = ", ".join(f"{row.site} ({row.of})" for row in rows if row.verdict == "fail")
     console.print(f"[bold]{verdict}[/]{tail}" + (f": {failed}" if failed else ""), highlight=False)

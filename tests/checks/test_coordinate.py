@@ -6,13 +6,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import isclose, log2, sqrt
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from mup_tune.checks.coordinate import Judgement, Trace, judge, overall, table_for, trace, verdict_of
+from mup_tune.checks import coordinate
+from mup_tune.checks.coordinate import (
+    Direction,
+    Judgement,
+    Trace,
+    judge,
+    overall,
+    table_for,
+    trace,
+    trace_in_parts,
+    verdict_of,
+)
 from mup_tune.checks.sites import SITES
 from mup_tune.data.corpus import Corpus
+from mup_tune.errors import UserError
 from mup_tune.model.falcon_h1 import Population
 from mup_tune.roles import RoleTable, role_table
 from mup_tune.settings import untuned
@@ -186,9 +200,37 @@ def test_slopes_cover_the_truth() -> None:
     assert 0.92 <= hits / 400 <= 0.98
 
 
-def test_a_width_that_rounds_a_head_is_refused() -> None:
-    from mup_tune.errors import UserError
+def test_seeds_that_do_not_fit_together_are_trained_in_parts(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    (table,) = tables(widths=[32])
+    whole = trace(table, "width", corpus, range(5), 2, "cpu")
+    sizes = []
 
+    def tight(table: RoleTable, direction: Direction, corpus: Corpus, seeds: Sequence[int], *rest: Any) -> Trace:
+        sizes.append(len(seeds))
+        if len(seeds) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return trace(table, direction, corpus, seeds, *rest)
+
+    monkeypatch.setattr(coordinate, "trace", tight)
+    parts = trace_in_parts(table, "width", corpus, range(5), 2, "cpu")
+    assert sizes == [5, 2, 3, 1, 2]
+    assert parts.steps == whole.steps
+    np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-5)
+    for site in whole.values:
+        np.testing.assert_allclose(parts.values[site], whole.values[site], rtol=1e-4, err_msg=site)
+        np.testing.assert_allclose(parts.changes[site], whole.changes[site], rtol=1e-2, atol=1e-6, err_msg=site)
+
+
+def test_a_size_of_which_no_seed_fits_is_named(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Trace:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(coordinate, "trace", full)
+    with pytest.raises(UserError, match=r"d_model = 32.*one seed does not fit"):
+        trace_in_parts(tables(widths=[32])[0], "width", corpus, range(3), 2, "cpu")
+
+
+def test_a_width_that_rounds_a_head_is_refused() -> None:
     with pytest.raises(UserError, match="n_heads"):
         scaled(FAMILY, 40)
     assert isinstance(scaled(FAMILY, 96), Shape)
