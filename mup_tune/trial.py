@@ -12,6 +12,8 @@ from mup_tune.files import Model, content_hash
 from mup_tune.settings import Settings
 from mup_tune.shape import NonNegative, Positive, Shape
 
+IGNORED_TARGET = -100  # among the ids that a batch asks for: not predicted
+
 
 class Budget(Model):
     """How long, on how much and in which order a trial trains. Everything is counted in tokens of one member.

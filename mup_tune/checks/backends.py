@@ -20,11 +20,11 @@ from torch import Tensor
 
 from mup_tune.model import backends
 from mup_tune.model.falcon_h1 import Population
-from mup_tune.model.layers import IGNORED_TARGET
 from mup_tune.roles import role_table
 from mup_tune.settings import untuned
 from mup_tune.shape import Shape
 from mup_tune.train.step import new_population
+from mup_tune.trial import IGNORED_TARGET
 
 # Odd sizes on purpose: no tile of a kernel is filled exactly.
 SHAPE = Shape(

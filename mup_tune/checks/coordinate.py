@@ -30,6 +30,7 @@ from mup_tune.stats import Estimate, slope
 from mup_tune.train.optimizer import MemberAdamW, rates
 from mup_tune.train.step import new_population
 from mup_tune.train.validation import to_device
+from mup_tune.trial import IGNORED_TARGET
 
 TOLERANCE = 0.1  # τ, in units of the exponent
 FIRST_JUDGED_STEP = 2
@@ -107,7 +108,7 @@ def trace(
     for step in range(steps):
         batch = batches.batch(step)
         optimizer.zero_grad()
-        nll_P = population.nll(*to_device(batch, device)).sum(1) / int((batch.targets_BT >= 0).sum())
+        nll_P = population.nll(*to_device(batch, device)).sum(1) / int((batch.targets_BT != IGNORED_TARGET).sum())
         nll_P.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step(1.0, 1.0, optimizer.gradient_norms(), alive)
         if (step + 1) % 2 == 0 or step + 1 == steps:

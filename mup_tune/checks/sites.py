@@ -18,6 +18,7 @@ from torch import Tensor
 from mup_tune.model import attention
 from mup_tune.model.falcon_h1 import Population
 from mup_tune.model.layers import linear, linear_nll
+from mup_tune.trial import IGNORED_TARGET
 
 RESIDUAL_SITES = ("embedding", "residual")
 GRADIENT = "residual gradient"
@@ -161,7 +162,7 @@ def snapshot(population: Population, tokens_BT: Tensor, targets_BT: Tensor) -> S
     hidden = population.hidden(tokens_BT, tap=recorder)
     recorder._keep("logits", linear(hidden, population.lm_head_weight).detach())
     nll_P = linear_nll(hidden, population.lm_head_weight, targets_BT).sum(1)
-    count = int((targets_BT >= 0).sum())
+    count = int((targets_BT != IGNORED_TARGET).sum())
     (nll_P / count).sum().backward()  # type: ignore[no-untyped-call]
     gradients = [stream.grad for stream in recorder.streams]
     recorder.values[GRADIENT] = [gradient.detach() for gradient in gradients if gradient is not None]

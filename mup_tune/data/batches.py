@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from mup_tune.data.corpus import Corpus, Split
 from mup_tune.data.permutation import permuted
 from mup_tune.errors import UserError
-
-IGNORE = -100  # a target that is not predicted
+from mup_tune.trial import IGNORED_TARGET
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``tokens_BT`` int64 ids; ``targets_BT`` int64, the next token, or −100 where that starts another document;
-    ``documents_BT`` int32, 0 at a row's first token and one more at each document start inside the row."""
+    """``tokens_BT`` int64 ids; ``targets_BT`` int64, the next token, or ``IGNORED_TARGET`` where that starts another
+    document; ``documents_BT`` int32, 0 at a row's first token and one more at each document start inside the row."""
 
     tokens_BT: NDArray[np.int64]
     targets_BT: NDArray[np.int64]
@@ -56,7 +55,7 @@ class Batches:
         starts_BT = documents_BW[:, 1:] != documents_BW[:, :-1]  # of the next token
         documents_BT = np.zeros(starts_BT.shape, np.int32)
         np.cumsum(starts_BT[:, :-1], axis=1, out=documents_BT[:, 1:])
-        targets_BT = np.where(starts_BT, IGNORE, ids_BW[:, 1:])
+        targets_BT = np.where(starts_BT, IGNORED_TARGET, ids_BW[:, 1:])
         return Batch(np.ascontiguousarray(ids_BW[:, :-1]), targets_BT, documents_BT)
 
     def _row_numbers(self, order: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -19,9 +19,9 @@ from torch import Tensor
 from mup_tune.model import attention as reference
 from mup_tune.model.falcon_h1 import Population
 from mup_tune.model.kernels import attention, attention_backward, conv, embedding, loss, norm, ssd, swiglu
-from mup_tune.model.layers import IGNORED_TARGET
-from mup_tune.model.storage import Leaf, Storage
+from mup_tune.model.storage import Leaf, Storage, Vector
 from mup_tune.shape import Shape
+from mup_tune.trial import IGNORED_TARGET
 
 BACKEND = "triton"
 # Logits held at once: whole members, so that lm_head's gradient is one product and never accumulated.
@@ -50,7 +50,7 @@ class _AddNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, residual_PND: Tensor, branch_PND: Tensor | None, weight: Leaf, dtype: torch.dtype
+        ctx: Any, residual_PND: Tensor, branch_PND: Tensor | None, weight: Vector, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         summed_PND, normed_PND, rstd_PN = norm.add_norm(residual_PND, branch_PND, weight.value, dtype)
         ctx.save_for_backward(summed_PND, rstd_PN)
@@ -64,10 +64,10 @@ class _AddNorm(torch.autograd.Function):
         ctx: Any, d_summed_PND: Tensor | None, d_normed_PND: Tensor
     ) -> tuple[Tensor, Tensor | None, None, None]:
         summed_PND, rstd_PN = ctx.saved_tensors
-        d_in_PND, d_branch_PND, d_weight_PD = norm.add_norm_backward(
-            d_summed_PND, d_normed_PND, summed_PND, rstd_PN, ctx.weight.value, ctx.branch_dtype
+        weight = ctx.weight
+        d_in_PND, d_branch_PND = norm.add_norm_backward(
+            d_summed_PND, d_normed_PND, summed_PND, rstd_PN, weight.value, ctx.branch_dtype, weight.parts
         )
-        ctx.weight.grad.copy_(d_weight_PD)
         return d_in_PND, d_branch_PND, None, None
 
 
@@ -91,6 +91,7 @@ class Sequence:
     cos_PTR: Tensor
     sin_PTR: Tensor
     documents_BT: Tensor
+    spans_2BT: Tensor
 
 
 class _Mixer(torch.autograd.Function):
@@ -101,17 +102,18 @@ class _Mixer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, in_PNW: Tensor, sequence: Sequence, branches: tuple[str, ...], vectors: dict[str, Leaf]
+        ctx: Any, in_PNW: Tensor, sequence: Sequence, branches: tuple[str, ...], vectors: dict[str, Vector]
     ) -> Tensor:
         parts = _Columns(sequence, branches, in_PNW)
         shape = sequence.shape
         out_PNE = in_PNW.new_empty(*in_PNW.shape[:2], parts.width_out)
         saved: list[Tensor] = []
-        value = {name: leaf.value for name, leaf in vectors.items()}
+        value = {name: vector.value for name, vector in vectors.items()}
         if "attention" in branches:
             qkv, out = parts.of(in_PNW, "qkv"), parts.out(out_PNE, "attention")
-            lse = attention.attention(
-                qkv, shape.n_heads, shape.n_kv_heads, sequence.cos_PTR, sequence.sin_PTR, sequence.documents_BT, out
+            # In place: nothing else reads queries and keys that are not rotated.
+            lse = attention.attention_(
+                qkv, shape.n_heads, shape.n_kv_heads, sequence.cos_PTR, sequence.sin_PTR, sequence.spans_2BT, out
             )
             saved.append(lse)
         if "mamba2" in branches:
@@ -137,32 +139,33 @@ class _Mixer(torch.autograd.Function):
         shape = sequence.shape
         parts = _Columns(sequence, ctx.branches, in_PNW)
         d_in_PNW = torch.empty_like(in_PNW)
-        d_in_PNW[..., parts.width_in :].zero_()
         if "attention" in ctx.branches:
-            heads = (shape.n_heads, shape.n_kv_heads, sequence.cos_PTR, sequence.sin_PTR, sequence.documents_BT)
+            heads = (shape.n_heads, shape.n_kv_heads, sequence.cos_PTR, sequence.sin_PTR, sequence.spans_2BT)
             d_out, out = (parts.out(each, "attention") for each in (d_out_PNE, out_PNE))
             qkv, d_qkv = (parts.of(each, "qkv") for each in (in_PNW, d_in_PNW))
             attention_backward.attention_backward(d_out, out, saved.pop(0), qkv, *heads, d_qkv)
         if "mamba2" in ctx.branches:
-            value = {name: leaf.value for name, leaf in vectors.items()}
+            value = {name: vector.value for name, vector in vectors.items()}
             xBC = saved.pop(0)
             d_out = parts.out(d_out_PNE, "mamba2")
             if shape.gated_norm:
                 rstd, gated = saved.pop(), saved.pop()
-                d_rows, d_weight = norm.group_norm_backward(
-                    _rows(d_out), _rows(gated), rstd, value["gated_norm"], shape.n_groups
+                weight = vectors["gated_norm"]
+                d_rows = norm.group_norm_backward(
+                    _rows(d_out), _rows(gated), rstd, weight.value, shape.n_groups, weight.parts
                 )
-                vectors["gated_norm"].grad.copy_(d_weight)
                 d_out = d_rows.view(gated.shape)
             conv_in, dt, z = (parts.of(in_PNW, name) for name in ("xBC", "dt", "z"))
             d_conv, d_dt, d_z = (parts.of(d_in_PNW, name) for name in ("xBC", "dt", "z"))
             scan = (*_ssm(value), *_sizes(shape), sequence.documents_BT)
             d_xBC, *d_ssm = ssd.ssd_backward(d_out, xBC, dt, z, *scan, tuple(saved), d_z, d_dt)
             for name, gradient in zip(("dt_bias", "A_log", "D"), d_ssm, strict=True):
-                vectors[name].grad.copy_(gradient)
-            gradients = conv.conv_silu_backward(d_xBC, conv_in, *_taps(value), sequence.documents_BT, d_conv)
-            for name, gradient in zip(("conv1d_weight", "conv1d_bias"), gradients, strict=True):
-                vectors[name].grad.copy_(gradient.view_as(vectors[name].grad))
+                vectors[name].set(gradient)
+            taps = vectors["conv1d_weight"].parts, vectors["conv1d_bias"].parts
+            padding = parts.padding(d_in_PNW)
+            conv.conv_silu_backward(d_xBC, conv_in, *_taps(value), sequence.documents_BT, d_conv, padding, *taps)
+        else:
+            parts.padding(d_in_PNW).zero_()
         return d_in_PNW, None, None, None
 
 
@@ -195,10 +198,14 @@ class _Columns:
         widths_out = {"attention": shape.d_attn, "mamba2": shape.d_ssm}
         self._in = _places({name: width for branch in branches for name, width in widths_in[branch].items()})
         self._out = _places({branch: widths_out[branch] for branch in branches})
-        self.width_in, self.width_out = (max(place.stop for place in each.values()) for each in (self._in, self._out))
+        self._width_in, self.width_out = (max(place.stop for place in each.values()) for each in (self._in, self._out))
 
     def of(self, in_PNW: Tensor, part: str) -> Tensor:
         return in_PNW.view(*self._size, -1)[..., self._in[part]]
+
+    def padding(self, in_PNW: Tensor) -> Tensor:
+        """The columns behind all parts."""
+        return in_PNW.view(*self._size, -1)[..., self._width_in :]
 
     def out(self, out_PNE: Tensor, branch: str) -> Tensor:
         return out_PNE.view(*self._size, -1)[..., self._out[branch]]
@@ -224,12 +231,12 @@ class FusedPopulation:
     def __init__(self, population: Population, dtype: torch.dtype = torch.bfloat16) -> None:
         self.population, self.shape, self.dtype = population, population.shape, dtype
         self.storage = Storage(population, dtype)
-        self.refresh = self.storage.refresh
         self.gradients = self.storage.gradients
         self._embedding = self.storage.vector("embedding_weight")
         self._final_norm = self.storage.vector("final_norm")
         self._lm_head = self.storage.matrix("lm_head")
-        self._vectors: list[dict[str, Leaf]] = [{} for _ in range(self.shape.n_layers)]
+        self._rope: dict[int, tuple[Tensor, Tensor]] = {}  # by row length
+        self._vectors: list[dict[str, Vector]] = [{} for _ in range(self.shape.n_layers)]
         for place in self.storage.vectors.places:
             _, dot, rest = place.parameter.partition("layers.")
             if dot:
@@ -243,6 +250,13 @@ class FusedPopulation:
         }
         self.refresh()
 
+    def refresh(self) -> None:
+        """Work copies and rotary tables anew, at the addresses that a CUDA graph has read."""
+        self.storage.refresh()
+        for T, tables in self._rope.items():
+            for held, new in zip(tables, self._rope_tables(T), strict=True):
+                held.copy_(new)
+
     def loss_and_gradients(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor) -> Tensor:
         """Mean loss of every member over the targets, nats, fp32 [P]; all gradients are in storage afterwards.
 
@@ -251,16 +265,19 @@ class FusedPopulation:
             targets_BT: int64 ids to predict; -100 is not predicted.
             documents_BT: int32 document numbers, non-decreasing from 0 in a row.
         """
+        sums = self.storage.sums
+        sums.clear()  # of what a pass that failed left
         embedded_PND = self._embed(tokens_BT).requires_grad_()
         with torch.enable_grad():
             hidden_PND = self._hidden(embedded_PND, documents_BT)
-        scale = 1 / (targets_BT != IGNORED_TARGET).sum()
-        nll_PN, d_hidden_PND = self._head(hidden_PND.detach(), targets_BT.reshape(-1), scale)
+        scale = (targets_BT != IGNORED_TARGET).sum().reciprocal()
+        loss_P, d_hidden_PND = self._head(hidden_PND.detach(), targets_BT.reshape(-1), scale)
         hidden_PND.backward(d_hidden_PND)  # type: ignore[no-untyped-call]
         self._embedding.grad.zero_()
         assert embedded_PND.grad is not None
         embedding.embed_backward_(embedded_PND.grad, self._embedding_scale, tokens_BT.reshape(-1), self._embedding.grad)
-        return nll_PN.sum(1) * scale
+        sums.write()
+        return loss_P
 
     @torch.no_grad()
     def nll(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
@@ -285,9 +302,9 @@ class FusedPopulation:
     def _hidden(self, residual_PND: Tensor, documents_BT: Tensor) -> Tensor:
         """What lm_head reads."""
         T = documents_BT.shape[1]
-        tables = reference.rope_table(self.population.rope_inverse_frequencies, T, torch.float32)
-        cos, sin = (each.view(len(each), T, -1) for each in tables)
-        sequence = Sequence(self.shape, cos, sin, documents_BT)
+        if T not in self._rope:
+            self._rope[T] = self._rope_tables(T)
+        sequence = Sequence(self.shape, *self._rope[T], documents_BT, attention.spans(documents_BT))
         pending_PND: Tensor | None = None
         for layer, vectors in enumerate(self._vectors):
             for reads in self.population.layers[layer].reads:  # type: ignore[union-attr]
@@ -302,6 +319,11 @@ class FusedPopulation:
                 pending_PND = added_PND
         return _AddNorm.apply(residual_PND, pending_PND, self._final_norm, self.dtype)[1]  # type: ignore[no-any-return,no-untyped-call]
 
+    @torch.no_grad()
+    def _rope_tables(self, T: int) -> tuple[Tensor, Tensor]:
+        cos, sin = reference.rope_table(self.population.rope_inverse_frequencies, T, torch.float32)
+        return cos.view(len(cos), T, -1), sin.view(len(sin), T, -1)
+
     def _branches(self, layer: int, norm_name: str, normed_PND: Tensor, sequence: Sequence) -> Tensor:
         """The sum of what the branches that read one norm add to the residual stream."""
         branches = self._readings[layer, norm_name]
@@ -314,15 +336,16 @@ class FusedPopulation:
         return _Linear.apply(between_PNE, out)  # type: ignore[no-any-return,no-untyped-call]
 
     def _head(self, hidden_PND: Tensor, targets_N: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Every token's loss [P, N], and the gradient of ``scale`` × their sum by ``hidden``; lm_head's to storage."""
+        """``scale`` × the sum of every member's losses [P], and its gradient by ``hidden``; lm_head's to storage."""
         d_hidden_PND = torch.empty_like(hidden_PND)
-        found = []
+        loss_P = scale.new_empty(len(hidden_PND))
         for part in self._parts(len(targets_N)):
             logits_pNV = self._logits(hidden_PND, part)
-            found.append(loss.nll_and_grad_(logits_pNV[..., : self.shape.vocab_size], targets_N, scale))
+            nll_pN = loss.nll_and_grad_(logits_pNV[..., : self.shape.vocab_size], targets_N, scale)
+            torch.sum(nll_pN, 1, out=loss_P[part])
             torch.bmm(logits_pNV, self._lm_head.value[part], out=d_hidden_PND[part])
             torch.bmm(logits_pNV.transpose(1, 2), hidden_PND[part], out=self._lm_head.grad[part])
-        return torch.cat(found), d_hidden_PND
+        return loss_P.mul_(scale), d_hidden_PND
 
     def _logits(self, hidden_PND: Tensor, part: slice) -> Tensor:
         """[p, N, V] with V as stored: the columns beyond the vocabulary are 0."""

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mup_tune.trial import IGNORED_TARGET
+
 RMS_NORM_EPS = 1e-5
-IGNORED_TARGET = -100
 # Logits held at once, over all members: small enough for the CPU's cache, large enough to fill a GPU.
 LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 

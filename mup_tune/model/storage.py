@@ -43,10 +43,68 @@ class Place:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A tensor that kernels and products read, [P, …], and where its gradient goes."""
+    """A matrix that products read, [P, rows, cols], and where its gradient goes."""
 
     value: Tensor
     grad: Tensor
+
+
+class Sums:
+    """Gradients of vectors between the kernels, which leave a part a program, and storage.
+
+    Vectors of one kind are a stack: their parts lie together, and one launch at the end of a step sums them all.
+
+    Args:
+        grads: where each stack's gradients go, fp32 [n, P, width].
+    """
+
+    def __init__(self, grads: dict[str, Tensor]) -> None:
+        self._grads = grads
+        self._parts: dict[str, Tensor] = {}
+        self._whole: list[tuple[Tensor, Tensor]] = []
+
+    def parts(self, stack: str, index: int, programs: int) -> Tensor:
+        """Memory for the parts of one vector's gradient, [P, programs, width]; as many programs for all of a stack."""
+        if stack not in self._parts:
+            n, members, width = self._grads[stack].shape
+            self._parts[stack] = self._grads[stack].new_empty(n, members, programs, width)
+        return self._parts[stack][index]
+
+    def keep(self, grad: Tensor, value: Tensor) -> None:
+        """A gradient that is summed already."""
+        self._whole.append((grad, value))
+
+    def clear(self) -> None:
+        self._parts.clear()
+        self._whole.clear()
+
+    def write(self) -> None:
+        """All gradients, which must be there, to storage."""
+        for stack, parts in self._parts.items():
+            torch.sum(parts, 2, out=self._grads[stack])
+        if self._whole:
+            grads, values = zip(*self._whole, strict=True)
+            torch._foreach_copy_(grads, values)
+        self.clear()
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A parameter of the vectors bank that kernels read, [P, …], and ways for its gradient."""
+
+    value: Tensor
+    grad: Tensor
+    _sums: Sums
+    _stack: str
+    _index: int
+
+    def parts(self, programs: int) -> Tensor:
+        """Where so many programs leave their parts of this vector's gradient."""
+        return self._sums.parts(self._stack, self._index, programs)
+
+    def set(self, gradient: Tensor) -> None:
+        """The gradient is this; it is copied at the end of the step."""
+        self._sums.keep(self.grad, gradient)
 
 
 @dataclass(frozen=True)
@@ -69,6 +127,8 @@ class Storage:
     def __init__(self, population: Population, dtype: torch.dtype) -> None:
         self.population, self.members = population, population.n_members
         self._matrices: dict[str, tuple[int, int, int]] = {}  # name → offset, rows, cols
+        self._stacks: dict[str, tuple[int, int, int, int]] = {}  # name → offset, vectors, their distance and width
+        self._in_stack: dict[str, tuple[str, int]] = {}  # vector → stack, its number there
         matrices = self._plan_matrices()
         vectors = self._plan_vectors({place.parameter for place in matrices})
         device = population.lm_head_weight.device
@@ -80,6 +140,7 @@ class Storage:
             matrices, zeros(self._matrix_end), zeros(self._matrix_end, dtype), zeros(self._matrix_end, dtype)
         )
         self.vectors = Bank(vectors, zeros(self._vector_end), zeros(self._vector_end), None)
+        self.sums = Sums({stack: self._stack_grads(*plan) for stack, plan in self._stacks.items()})
         self._adopt()
 
     @property
@@ -93,11 +154,11 @@ class Storage:
         place = Place(name, offset, rows * cols, rows, cols, cols)
         return Leaf(*(place.of(flat, self.members) for flat in (self.matrices.work, self.matrices.grad)))
 
-    def vector(self, name: str) -> Leaf:
+    def vector(self, name: str) -> Vector:
         """A parameter of the vectors bank in its own shape."""
-        place = self._place[name]
-        shape = self._shapes[name]
-        return Leaf(*(place.of(flat, self.members).view(shape) for flat in (self.vectors.master, self.vectors.grad)))
+        place, shape = self._place[name], self._shapes[name]
+        value, grad = (place.of(flat, self.members).view(shape) for flat in (self.vectors.master, self.vectors.grad))
+        return Vector(value, grad, self.sums, *self._in_stack[name])
 
     def gradients(self) -> dict[str, Tensor]:
         """fp32 gradients of the masters, by our parameter names; copies."""
@@ -159,16 +220,26 @@ class Storage:
         return tuple(places)
 
     def _plan_vectors(self, in_matrices: set[str]) -> tuple[Place, ...]:
+        stacks: dict[str, list[str]] = {}
+        for name, _ in self.population.named_parameters():
+            if name not in in_matrices:
+                stacks.setdefault(_stack(name), []).append(name)
         places, end = [], 0
-        for name, parameter in self.population.named_parameters():
-            if name in in_matrices:
-                continue
-            rows, cols = self._size(name) if name == "embedding_weight" else (1, prod(parameter.shape[1:]))
-            places.append(Place(name, end, rows * cols, rows, cols, cols))
-            end += parameter.numel()
-            end += -end % ALIGNED  # so that every parameter starts at an aligned address
+        for stack, names in stacks.items():
+            start = end
+            for index, name in enumerate(names):
+                shape = self.population.get_parameter(name).shape[1:]
+                rows, cols = shape if name == "embedding_weight" else (1, prod(shape))
+                places.append(Place(name, end, rows * cols, rows, cols, cols))
+                self._in_stack[name] = stack, index
+                end += self.members * rows * cols
+                end += -end % ALIGNED  # so that every parameter starts at an aligned address
+            self._stacks[stack] = start, len(names), (end - start) // len(names), prod(shape)
         self._vector_end = end
         return tuple(places)
+
+    def _stack_grads(self, offset: int, n: int, stride: int, width: int) -> Tensor:
+        return self.vectors.grad.as_strided((n, self.members, width), (stride, width, 1), offset)
 
     def readings(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
         """(layer, norm, branches that read it), in the order of the forward pass."""
@@ -194,6 +265,12 @@ class Storage:
                 view = view if view.shape == parameter.shape else view.view(parameter.shape)
                 view.copy_(parameter)
                 parameter.data = view
+
+
+def _stack(name: str) -> str:
+    """The vectors of one shape whose gradients are summed over equally many programs."""
+    last = name.rpartition(".")[2]
+    return "norm" if last.endswith("norm") and last != "gated_norm" else last
 
 
 def present(branches: tuple[str, ...], population: Population) -> tuple[str, ...]:

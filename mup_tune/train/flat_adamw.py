@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mup_tune.model.kernels import adamw
+from mup_tune.model.kernels import adamw, verdict
 from mup_tune.model.storage import Bank, Storage
 from mup_tune.roles import Role, RoleTable
 
@@ -61,20 +61,23 @@ class FlatAdamW:
         for each in self._banks:
             each.load(tables, role_of, scales)
 
-    def gradient_norms(self) -> Tensor:
-        """Global gradient norm of each member, fp32 [P]; non-finite where any of its gradients is."""
-        sums = [
+    def judge(self, loss_P: Tensor, alive_P: Tensor) -> tuple[Tensor, Tensor]:
+        """Each member's global gradient norm, fp32 [P], and whether it will be clipped, bool [P].
+
+        A member whose loss or norm is not finite is taken out of ``alive_P``, in place.
+        """
+        matrices, vectors = (
             adamw.square_sums(each.bank.grad, each.tiles, each.tables[SCALE], self.storage.members)
             for each in self._banks
-        ]
-        return torch.cat(sums, 1).sum(1).sqrt()
+        )
+        return verdict.judge(matrices, vectors, loss_P, alive_P, self.clip_norm)
 
-    def step(self, factors: Tensor, norm_P: Tensor, alive_P: Tensor) -> Tensor:
-        """One update; returns which members were clipped, bool [P].
+    def step(self, factors: Tensor, norm_P: Tensor, alive_P: Tensor) -> None:
+        """One update.
 
         Args:
             factors: fp32 [4] on the device: this step's multiples of η and λ, 1 − β₁ᵗ and 1 − β₂ᵗ.
-            norm_P: what :meth:`gradient_norms` gave.
+            norm_P: what :meth:`judge` gave.
             alive_P: bool [P]; the others' parameters and moments stay.
         """
         for each in self._banks:
@@ -93,4 +96,3 @@ class FlatAdamW:
                 norm_P,
                 alive_P,
             )
-        return (norm_P > self.clip_norm) & alive_P

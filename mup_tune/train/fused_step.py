@@ -114,10 +114,10 @@ class FusedStep:
         return self.fused.nll(tokens_BT, targets_BT, documents_BT)
 
     def _run(self) -> None:
-        self.loss_P.copy_(self.fused.loss_and_gradients(self._tokens_BT, self._targets_BT, self._documents_BT))
-        self.norm_P.copy_(self.optimizer.gradient_norms())
-        self.alive_P &= self.loss_P.isfinite() & self.norm_P.isfinite()
-        self.clipped_P.copy_(self.optimizer.step(self._factors, self.norm_P, self.alive_P))
+        # Where a graph is recorded, these three are tensors that it writes.
+        self.loss_P = self.fused.loss_and_gradients(self._tokens_BT, self._targets_BT, self._documents_BT)
+        self.norm_P, self.clipped_P = self.optimizer.judge(self.loss_P, self.alive_P)
+        self.optimizer.step(self._factors, self.norm_P, self.alive_P)
 
 
 def _recorded(run: Callable[[], None]) -> torch.cuda.CUDAGraph:

@@ -18,7 +18,7 @@ from mup_tune.model.init import draw_
 from mup_tune.roles import RoleTable
 from mup_tune.shape import Shape
 from mup_tune.train.optimizer import MemberAdamW, rates
-from mup_tune.trial import Budget
+from mup_tune.trial import IGNORED_TARGET, Budget
 
 
 class Step(Protocol):
@@ -87,7 +87,7 @@ class TorchStep:
         self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None, eta_factor: float, lam_factor: float
     ) -> None:
         self._optimizer.zero_grad()
-        loss_P = self.population.nll(tokens_BT, targets_BT, documents_BT).sum(1) / (targets_BT >= 0).sum()
+        loss_P = self.population.nll(tokens_BT, targets_BT, documents_BT).sum(1) / (targets_BT != IGNORED_TARGET).sum()
         loss_P.sum().backward()  # type: ignore[no-untyped-call]
         self.loss_P, self.norm_P = loss_P.detach(), self._optimizer.gradient_norms()
         self.alive_P = self.alive_P & self.loss_P.isfinite() & self.norm_P.isfinite()

@@ -19,7 +19,7 @@ from torch import Tensor
 from mup_tune.data.batches import Batch, Batches
 from mup_tune.data.mixture import Mixture, Source
 from mup_tune.data.shares import VALIDATION_SEED, row_counts
-from mup_tune.trial import Budget
+from mup_tune.trial import IGNORED_TARGET, Budget
 
 
 class Model(Protocol):
@@ -142,4 +142,4 @@ def chunks(batch: Batch, rows: int) -> Iterator[Batch]:
 def _sums(model: Model, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
     """Summed loss [P, B] and number of targets [B] of every row, float64 on the CPU."""
     nll_PB = model.nll(*to_device(batch, device)).double().cpu()
-    return nll_PB, torch.from_numpy((batch.targets_BT >= 0).sum(1)).double()
+    return nll_PB, torch.from_numpy((batch.targets_BT != IGNORED_TARGET).sum(1)).double()

@@ -2,8 +2,9 @@
 
 Softmax runs online over key blocks (arXiv 2205.14135, §3.1; 2307.08691, §3.1). Documents do not decrease along a row,
 so a query block begins at its first document's first token, and a pair of blocks inside one document needs no mask
-below the diagonal. A small pre-pass rotates keys, which several query blocks read, and finds where each token's
-document starts and ends; a query is rotated where it is used.
+below the diagonal. Queries and keys are rotated in place by a pass of their own: every kernel then takes them from
+memory straight to shared memory. Computed in the kernel, an operand lies in registers, and what defines it there while
+another product is under way makes ptxas run all products of the loop one after another (its remark C7513).
 
 Shape suffixes: P members, B rows, T tokens, C columns of q, k and v, E columns of q, Q query heads, J key/value heads,
 R = head_dim/2; K is head_dim padded to 2 · (R padded), so that a rotary pair keeps its distance.
@@ -17,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Scores are in units of log2 from the dot on: queries are rotated, scaled by this and head_dim^-0.5, then rounded.
+# Scores are in units of log2: queries are rotated, scaled by this and head_dim^-0.5, then rounded.
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -30,16 +31,15 @@ def load_rows(x_ptr, stride, first, stop, ROWS: tl.constexpr, WIDTH: tl.constexp
 
 
 @triton.jit
-def load_rotated(
-    x_ptr, stride, cos_ptr, sin_ptr, first, T, scale, ROWS: tl.constexpr, R: tl.constexpr, K: tl.constexpr
-):
-    """Rows from ``first`` on, rotated and scaled in fp32 and rounded to their dtype, [ROWS, K]."""
-    a = load_rows(x_ptr, stride, first, T, ROWS, R, K // 2).to(tl.float32)
-    b = load_rows(x_ptr + R, stride, first, T, ROWS, R, K // 2).to(tl.float32)
-    cos = load_rows(cos_ptr, R, first, T, ROWS, R, K // 2) * scale
-    sin = load_rows(sin_ptr, R, first, T, ROWS, R, K // 2) * scale
-    pairs = tl.join(a * cos - b * sin, b * cos + a * sin)
-    return tl.reshape(tl.permute(pairs, (0, 2, 1)), (ROWS, K)).to(x_ptr.dtype.element_ty)
+def load_pairs(x_ptr, stride, first, stop, ROWS: tl.constexpr, R: tl.constexpr, K: tl.constexpr):
+    """Rows from ``first`` on, [ROWS, K], of pairs (i, i + R) as (i, i + K/2); zeros from row ``stop`` and pair R on."""
+    if K == 2 * R:
+        return load_rows(x_ptr, stride, first, stop, ROWS, K, K)
+    else:
+        row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, K)[None, :]
+        pair = column % (K // 2)
+        x_ptrs = x_ptr + tl.cast(first, tl.int64) * stride + row * stride + column // (K // 2) * R + pair
+        return tl.load(x_ptrs, mask=(first + row < stop) & (pair < R), other=0.0)
 
 
 @triton.jit
@@ -65,30 +65,41 @@ def _first_at_least(documents_ptr, document_N, T):
 
 
 @triton.jit(do_not_specialize=["B", "T"])
-def _prepare_kernel(
-    qkv_ptr, cos_ptr, sin_ptr, documents_ptr, keys_ptr, spans_ptr, B, T, J, stride_p, stride_b, stride_t,
-    Q: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr,
+def _spans_kernel(documents_ptr, spans_ptr, B, T, BLOCK_N: tl.constexpr):
+    b = tl.program_id(0)
+    n_N = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    documents_ptr += b * T
+    document_N = tl.load(documents_ptr + n_N, mask=n_N < T, other=0)
+    tl.store(spans_ptr + b * T + n_N, _first_at_least(documents_ptr, document_N, T), mask=n_N < T)
+    tl.store(spans_ptr + (B + b) * T + n_N, _first_at_least(documents_ptr, document_N + 1, T), mask=n_N < T)
+
+
+@triton.jit(do_not_specialize=["B", "T"])
+def _rotate_kernel(
+    qkv_ptr, cos_ptr, sin_ptr, B, T, scale, stride_p, stride_b, stride_t,
+    Q: tl.constexpr, J: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    n_blocks = tl.cdiv(T, BLOCK_N)
+    n_blocks = tl.cdiv(T, BLOCK_M)
     pid = tl.program_id(0)
-    n0, j, row = pid % n_blocks * BLOCK_N, pid // n_blocks % J, (pid // n_blocks // J).to(tl.int64)
-    p, b = row // B, row % B
-    key_ptr = qkv_ptr + p * stride_p + b * stride_b + (Q + j) * (2 * R)
-    k_NK = load_rotated(key_ptr, stride_t, cos_ptr + p * T * R, sin_ptr + p * T * R, n0, T, 1.0, BLOCK_N, R, K)
-    n_N = n0 + tl.arange(0, BLOCK_N)
-    tl.store(
-        keys_ptr + (row * J + j) * T * K + n_N[:, None] * K + tl.arange(0, K)[None, :], k_NK, mask=n_N[:, None] < T
-    )
-    if (p == 0) & (j == 0):
-        document_N = tl.load(documents_ptr + b * T + n_N, mask=n_N < T, other=0)
-        tl.store(spans_ptr + b * T + n_N, _first_at_least(documents_ptr + b * T, document_N, T), mask=n_N < T)
-        end_N = _first_at_least(documents_ptr + b * T, document_N + 1, T)
-        tl.store(spans_ptr + (B + b) * T + n_N, end_N, mask=n_N < T)
+    m0, row = pid % n_blocks * BLOCK_M, (pid // n_blocks).to(tl.int64)
+    p = row // B
+    cos = load_rows(cos_ptr + p * T * R, R, m0, T, BLOCK_M, R, K // 2)
+    sin = load_rows(sin_ptr + p * T * R, R, m0, T, BLOCK_M, R, K // 2)
+    row_M, column_R = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, K // 2)[None, :]
+    in_range = (m0 + row_M < T) & (column_R < R)
+    qkv_ptr += p * stride_p + row % B * stride_b + m0.to(tl.int64) * stride_t
+    for head in range(Q + J):
+        factor = tl.where(head < Q, scale * LOG2_E, 1.0)
+        a_ptrs = qkv_ptr + head * (2 * R) + row_M * stride_t + column_R
+        a = tl.load(a_ptrs, mask=in_range, other=0.0).to(tl.float32) * factor
+        b = tl.load(a_ptrs + R, mask=in_range, other=0.0).to(tl.float32) * factor
+        tl.store(a_ptrs, (a * cos - b * sin).to(qkv_ptr.dtype.element_ty), mask=in_range)
+        tl.store(a_ptrs + R, (b * cos + a * sin).to(qkv_ptr.dtype.element_ty), mask=in_range)
 
 
 @triton.jit(do_not_specialize=["B", "T"])
 def _forward_kernel(
-    qkv_ptr, keys_ptr, spans_ptr, cos_ptr, sin_ptr, out_ptr, lse_ptr, B, T, J, scale,
+    qkv_ptr, spans_ptr, out_ptr, lse_ptr, B, T, J,
     stride_p, stride_b, stride_t, out_stride_p, out_stride_b, out_stride_t,
     Q: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -98,19 +109,18 @@ def _forward_kernel(
     m0, q, row = (n_blocks - 1 - pid % n_blocks) * BLOCK_M, pid // n_blocks % Q, (pid // n_blocks // Q).to(tl.int64)
     p, b, j = row // B, row % B, q // (Q // J)
     qkv_ptr += p * stride_p + b * stride_b
-    keys_ptr += (row * J + j) * T * K
-    values_ptr = qkv_ptr + (Q + J + j) * (2 * R)
+    keys_ptr = qkv_ptr + (Q + j) * (2 * R)
+    values_ptr = keys_ptr + J * (2 * R)
     start, edge, stop = key_range(m0, T, spans_ptr + b * T, BLOCK_M)
 
     m_M = m0 + tl.arange(0, BLOCK_M)
     start_M = tl.load(spans_ptr + b * T + m_M, mask=m_M < T, other=T)
-    cos_ptr, sin_ptr = cos_ptr + p * T * R, sin_ptr + p * T * R
-    q_MK = load_rotated(qkv_ptr + q * (2 * R), stride_t, cos_ptr, sin_ptr, m0, T, scale * LOG2_E, BLOCK_M, R, K)
+    q_MK = load_pairs(qkv_ptr + q * (2 * R), stride_t, m0, T, BLOCK_M, R, K)
     acc_MK = tl.zeros((BLOCK_M, K), tl.float32)
     peak_M = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total_M = tl.zeros((BLOCK_M,), tl.float32)
     for n0 in range(start, stop, BLOCK_N):
-        k_NK = load_rows(keys_ptr, K, n0, stop, BLOCK_N, K, K)
+        k_NK = load_pairs(keys_ptr, stride_t, n0, stop, BLOCK_N, R, K)
         v_NK = load_rows(values_ptr, stride_t, n0, stop, BLOCK_N, 2 * R, K)
         score_MN = tl.dot(q_MK, tl.trans(k_NK), input_precision="ieee")
         if n0 + BLOCK_N > edge:
@@ -140,9 +150,9 @@ def padded_head_dim(head_dim: int) -> int:
     return 2 * max(8, 1 << (head_dim // 2 - 1).bit_length())
 
 
-def launch(block_m: int, block_n: int, num_warps: int, num_stages: int) -> dict[str, int]:
+def launch(block_m: int, block_n: int, num_warps: int, num_stages: int, **options: int) -> dict[str, int]:
     """A kernel's tile and pipeline, as its launch takes them."""
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": num_warps, "num_stages": num_stages}
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": num_warps, "num_stages": num_stages, **options}
 
 
 def forward_launch(K: int, dtype: torch.dtype) -> dict[str, int]:
@@ -150,47 +160,39 @@ def forward_launch(K: int, dtype: torch.dtype) -> dict[str, int]:
     if dtype == torch.float32:
         return launch(32, 32, 4, 2)
     if K <= 64:
-        return launch(64, 64, 4, 3)
+        return launch(64, 64, 4, 3, maxnreg=128)
     return launch(128, 64, 8, 3) if K <= 128 else launch(64, 32, 8, 2)
 
 
-def prepare(
-    qkv_PBTC: Tensor, n_heads: int, n_kv_heads: int, cos_PTR: Tensor, sin_PTR: Tensor, documents_BT: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What both passes read many times.
+def spans(documents_BT: Tensor) -> Tensor:
+    """Where every token's document starts, and where it ends (exclusive), int32 [2, B, T].
 
-    Returns:
-        Keys after the rotary embedding, [P, B, J, T, K] in the work dtype, zero in the padding; and where every token's
-        document starts, and where it ends (exclusive), int32 [2, B, T].
+    Args:
+        documents_BT: int32, contiguous; from 0 and not decreasing along a row.
     """
-    P, B, T, _ = qkv_PBTC.shape
-    R = cos_PTR.shape[-1]
-    K = padded_head_dim(2 * R)
-    keys = torch.empty(P, B, n_kv_heads, T, K, dtype=qkv_PBTC.dtype, device=qkv_PBTC.device)
-    spans = torch.empty(2, B, T, dtype=torch.int32, device=qkv_PBTC.device)
-    block = 64
-    _prepare_kernel[(P * B * n_kv_heads * triton.cdiv(T, block),)](
-        qkv_PBTC, cos_PTR, sin_PTR, documents_BT, keys, spans, B, T, n_kv_heads, *qkv_PBTC.stride()[:3],
-        Q=n_heads, R=R, K=K, BLOCK_N=block,
-    )  # fmt: skip
-    return keys, spans
+    B, T = documents_BT.shape
+    spans_2BT = torch.empty(2, B, T, dtype=torch.int32, device=documents_BT.device)
+    block = 128
+    _spans_kernel[(B, triton.cdiv(T, block))](documents_BT, spans_2BT, B, T, BLOCK_N=block)
+    return spans_2BT
 
 
-def attention(
+def attention_(
     qkv_PBTC: Tensor,
     n_heads: int,
     n_kv_heads: int,
     cos_PTR: Tensor,
     sin_PTR: Tensor,
-    documents_BT: Tensor,
+    spans_2BT: Tensor,
     out_PBTE: Tensor,
 ) -> Tensor:
     """Causal softmax attention within documents, of every member; twin of :func:`mup_tune.model.attention.attention`.
 
     Args:
-        qkv_PBTC: a view with the last stride 1: query, key and value heads side by side, not yet rotated.
+        qkv_PBTC: a view with the last stride 1: query, key and value heads side by side, not yet rotated. Afterwards
+            queries and keys are rotated, and queries scaled, as the backward pass reads them.
         cos_PTR, sin_PTR: fp32, contiguous; the rotary table, pairs are (i, i + R).
-        documents_BT: int32, contiguous; from 0 and not decreasing along a row.
+        spans_2BT: of :func:`spans`.
         out_PBTE: a view with the last stride 1 that is written.
 
     Returns:
@@ -199,11 +201,16 @@ def attention(
     P, B, T, _ = qkv_PBTC.shape
     R = cos_PTR.shape[-1]
     K = padded_head_dim(2 * R)
+    strides = qkv_PBTC.stride()[:3]
+    block = 32
+    _rotate_kernel[(P * B * triton.cdiv(T, block),)](
+        qkv_PBTC, cos_PTR, sin_PTR, B, T, (2 * R) ** -0.5, *strides,
+        Q=n_heads, J=n_kv_heads, R=R, K=K, BLOCK_M=block,
+    )  # fmt: skip
     tile = forward_launch(K, qkv_PBTC.dtype)
-    keys, spans = prepare(qkv_PBTC, n_heads, n_kv_heads, cos_PTR, sin_PTR, documents_BT)
     lse = torch.empty(P, B, n_heads, T, dtype=torch.float32, device=qkv_PBTC.device)
     _forward_kernel[(P * B * n_heads * triton.cdiv(T, tile["BLOCK_M"]),)](
-        qkv_PBTC, keys, spans, cos_PTR, sin_PTR, out_PBTE, lse, B, T, n_kv_heads, (2 * R) ** -0.5,
-        *qkv_PBTC.stride()[:3], *out_PBTE.stride()[:3], Q=n_heads, R=R, K=K, **tile,
+        qkv_PBTC, spans_2BT, out_PBTE, lse, B, T, n_kv_heads, *strides, *out_PBTE.stride()[:3],
+        Q=n_heads, R=R, K=K, **tile,
     )  # fmt: skip
     return lse

@@ -1,8 +1,9 @@
 """Backward pass of the attention kernels: one kernel for queries, then one for keys and values; no atomics.
 
 With S = QKᵀ, W = softmax(S), δ = rowsum(dout · out): dV = Wᵀ dout, dS = W ∘ (dout Vᵀ - δ), dQ = dS K, dK = dSᵀ Q
-(arXiv 2307.08691, §3.1.2). W is recomputed from the saved denominators. The kernel for queries leaves rotated queries
-and δ behind for the other, which walks every query head of a key's group and so sums over them itself.
+(arXiv 2307.08691, §3.1.2). W is recomputed from the saved denominators. The kernel for queries leaves δ behind for the
+other, which walks every query head of a key's group and so sums over them itself. Both read what the forward pass
+rotated, and turn their gradients back.
 
 Shape suffixes as in :mod:`mup_tune.model.kernels.attention`.
 """
@@ -14,15 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mup_tune.model.kernels.attention import (
-    LOG2_E,
-    key_range,
-    launch,
-    load_rotated,
-    load_rows,
-    padded_head_dim,
-    prepare,
-)
+from mup_tune.model.kernels.attention import LOG2_E, key_range, launch, load_pairs, load_rows, padded_head_dim
 
 
 @triton.jit
@@ -43,7 +36,7 @@ def _store_unrotated(
 
 @triton.jit(do_not_specialize=["B", "T"])
 def _queries_kernel(
-    qkv_ptr, keys_ptr, spans_ptr, cos_ptr, sin_ptr, out_ptr, d_out_ptr, lse_ptr, queries_ptr, stats_ptr, d_qkv_ptr,
+    qkv_ptr, spans_ptr, cos_ptr, sin_ptr, out_ptr, d_out_ptr, lse_ptr, stats_ptr, d_qkv_ptr,
     B, T, J, scale, stride_p, stride_b, stride_t, out_stride_p, out_stride_b, out_stride_t,
     d_out_stride_p, d_out_stride_b, d_out_stride_t, d_stride_p, d_stride_b, d_stride_t,
     Q: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -53,7 +46,8 @@ def _queries_kernel(
     m0, q, row = (n_blocks - 1 - pid % n_blocks) * BLOCK_M, pid // n_blocks % Q, (pid // n_blocks // Q).to(tl.int64)
     p, b, j = row // B, row % B, q // (Q // J)
     qkv_ptr += p * stride_p + b * stride_b
-    values_ptr = qkv_ptr + (Q + J + j) * (2 * R)
+    keys_ptr = qkv_ptr + (Q + j) * (2 * R)
+    values_ptr = keys_ptr + J * (2 * R)
     start, edge, stop = key_range(m0, T, spans_ptr + b * T, BLOCK_M)
 
     m_M = m0 + tl.arange(0, BLOCK_M)
@@ -61,21 +55,18 @@ def _queries_kernel(
     head = row * Q + q
     out_ptr += p * out_stride_p + b * out_stride_b + q * (2 * R)
     d_out_ptr += p * d_out_stride_p + b * d_out_stride_b + q * (2 * R)
+    # All loads come before the first use of one.
+    q_MK = load_pairs(qkv_ptr + q * (2 * R), stride_t, m0, T, BLOCK_M, R, K)
     do_MK = load_rows(d_out_ptr, d_out_stride_t, m0, T, BLOCK_M, 2 * R, K)
     out_MK = load_rows(out_ptr, out_stride_t, m0, T, BLOCK_M, 2 * R, K)
-    delta_M = tl.sum(do_MK.to(tl.float32) * out_MK.to(tl.float32), 1)
     lse_M = tl.load(lse_ptr + head * T + m_M, mask=m_M < T, other=0.0) * LOG2_E
+    delta_M = tl.sum(do_MK.to(tl.float32) * out_MK.to(tl.float32), 1)
     stats_ptrs = stats_ptr + head * T * 2 + m_M * 2
     tl.store(stats_ptrs, lse_M, mask=m_M < T)
     tl.store(stats_ptrs + 1, delta_M, mask=m_M < T)
-    cos_ptr, sin_ptr = cos_ptr + p * T * R, sin_ptr + p * T * R
-    q_MK = load_rotated(qkv_ptr + q * (2 * R), stride_t, cos_ptr, sin_ptr, m0, T, scale * LOG2_E, BLOCK_M, R, K)
-    tl.store(queries_ptr + head * T * K + m_M[:, None] * K + tl.arange(0, K)[None, :], q_MK, mask=m_M[:, None] < T)
-
     dq_MK = tl.zeros((BLOCK_M, K), tl.float32)
-    keys_ptr += (row * J + j) * T * K
     for n0 in range(start, stop, BLOCK_N):
-        k_NK = load_rows(keys_ptr, K, n0, stop, BLOCK_N, K, K)
+        k_NK = load_pairs(keys_ptr, stride_t, n0, stop, BLOCK_N, R, K)
         v_NK = load_rows(values_ptr, stride_t, n0, stop, BLOCK_N, 2 * R, K)
         score_MN = tl.dot(q_MK, tl.trans(k_NK), input_precision="ieee")
         weight_MN = tl.math.exp2(score_MN - lse_M[:, None])
@@ -87,12 +78,13 @@ def _queries_kernel(
         d_score_MN = weight_MN * (d_weight_MN - delta_M[:, None])
         dq_MK = tl.dot(d_score_MN.to(k_NK.dtype), k_NK, dq_MK, input_precision="ieee")
     d_qkv_ptr += p * d_stride_p + b * d_stride_b + q * (2 * R)
+    cos_ptr, sin_ptr = cos_ptr + p * T * R, sin_ptr + p * T * R
     _store_unrotated(d_qkv_ptr, d_stride_t, cos_ptr, sin_ptr, m0, T, dq_MK * scale, BLOCK_M, R, K)
 
 
 @triton.jit(do_not_specialize=["B", "T"])
 def _keys_kernel(
-    qkv_ptr, keys_ptr, spans_ptr, queries_ptr, cos_ptr, sin_ptr, d_out_ptr, stats_ptr, d_qkv_ptr,
+    qkv_ptr, spans_ptr, cos_ptr, sin_ptr, d_out_ptr, stats_ptr, d_qkv_ptr,
     B, T, J, stride_p, stride_b, stride_t, d_out_stride_p, d_out_stride_b, d_out_stride_t,
     d_stride_p, d_stride_b, d_stride_t,
     Q: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -107,9 +99,10 @@ def _keys_kernel(
     stop = tl.load(ends_ptr + tl.minimum(n0 + BLOCK_N, T) - 1)
     edge = tl.where(stop == tl.load(ends_ptr + n0), n0 + BLOCK_N, stop)
 
-    values_ptr = qkv_ptr + p * stride_p + b * stride_b + (Q + J + j) * (2 * R)
-    k_NK = load_rows(keys_ptr + (row * J + j) * T * K, K, n0, T, BLOCK_N, K, K)
-    v_NK = load_rows(values_ptr, stride_t, n0, T, BLOCK_N, 2 * R, K)
+    qkv_ptr += p * stride_p + b * stride_b
+    keys_ptr = qkv_ptr + (Q + j) * (2 * R)
+    k_NK = load_pairs(keys_ptr, stride_t, n0, T, BLOCK_N, R, K)
+    v_NK = load_rows(keys_ptr + J * (2 * R), stride_t, n0, T, BLOCK_N, 2 * R, K)
     n_N = n0 + tl.arange(0, BLOCK_N)
     end_N = tl.load(ends_ptr + n_N, mask=n_N < T, other=0)
     dk_NK, dv_NK = tl.zeros((BLOCK_N, K), tl.float32), tl.zeros((BLOCK_N, K), tl.float32)
@@ -117,7 +110,7 @@ def _keys_kernel(
     for q in range(j * group, (j + 1) * group):
         head = row * Q + q
         for m0 in range(n0, stop, BLOCK_M):
-            q_MK = load_rows(queries_ptr + head * T * K, K, m0, stop, BLOCK_M, K, K)
+            q_MK = load_pairs(qkv_ptr + q * (2 * R), stride_t, m0, stop, BLOCK_M, R, K)
             do_MK = load_rows(d_out_ptr + q * (2 * R), d_out_stride_t, m0, stop, BLOCK_M, 2 * R, K)
             # One load for both: a vector as short as one of them is loaded in the dot's layout, a register an element.
             pair = 2 * m0 + tl.arange(0, 2 * BLOCK_M)
@@ -145,11 +138,11 @@ def _keys_kernel(
 
 
 def queries_launch(K: int, dtype: torch.dtype) -> dict[str, int]:
-    """As :func:`mup_tune.model.kernels.attention.forward_launch`; three programs on an SM up to K = 64."""
+    """As :func:`mup_tune.model.kernels.attention.forward_launch`; four programs on an SM up to K = 64."""
     if dtype == torch.float32:
         return launch(32, 32, 4, 2)
     if K <= 64:
-        return launch(64, 64, 4, 3)
+        return launch(64, 32, 4, 3)
     return launch(64, 64, 4, 2) if K <= 128 else launch(64, 32, 8, 1)
 
 
@@ -171,32 +164,31 @@ def attention_backward(
     n_kv_heads: int,
     cos_PTR: Tensor,
     sin_PTR: Tensor,
-    documents_BT: Tensor,
+    spans_2BT: Tensor,
     d_qkv_PBTC: Tensor,
 ) -> None:
-    """Gradients of :func:`mup_tune.model.kernels.attention.attention`, written to every element of ``d_qkv_PBTC``.
+    """Gradients of :func:`mup_tune.model.kernels.attention.attention_`, written to every element of ``d_qkv_PBTC``.
 
     Args:
         d_out_PBTE, out_PBTE: views with the last stride 1; the loss's gradient, and what the forward pass wrote.
         lse_PBQT: what the forward pass returned.
-        qkv_PBTC, cos_PTR, sin_PTR, documents_BT: what the forward pass read.
+        qkv_PBTC: as the forward pass left it.
+        cos_PTR, sin_PTR, spans_2BT: what the forward pass read.
         d_qkv_PBTC: a view with the last stride 1; the gradients of q, k and v before the rotary embedding.
     """
     P, B, T, _ = qkv_PBTC.shape
     R = cos_PTR.shape[-1]
     K = padded_head_dim(2 * R)
-    keys, spans = prepare(qkv_PBTC, n_heads, n_kv_heads, cos_PTR, sin_PTR, documents_BT)
-    queries = torch.empty(P, B, n_heads, T, K, dtype=qkv_PBTC.dtype, device=qkv_PBTC.device)
     stats = torch.empty(*lse_PBQT.shape, 2, dtype=torch.float32, device=qkv_PBTC.device)  # denominator (log2), delta
     tile = queries_launch(K, qkv_PBTC.dtype)
     strides, d_strides = qkv_PBTC.stride()[:3], d_qkv_PBTC.stride()[:3]
     _queries_kernel[(P * B * n_heads * triton.cdiv(T, tile["BLOCK_M"]),)](
-        qkv_PBTC, keys, spans, cos_PTR, sin_PTR, out_PBTE, d_out_PBTE, lse_PBQT, queries, stats, d_qkv_PBTC,
+        qkv_PBTC, spans_2BT, cos_PTR, sin_PTR, out_PBTE, d_out_PBTE, lse_PBQT, stats, d_qkv_PBTC,
         B, T, n_kv_heads, (2 * R) ** -0.5, *strides, *out_PBTE.stride()[:3], *d_out_PBTE.stride()[:3], *d_strides,
         Q=n_heads, R=R, K=K, **tile,
     )  # fmt: skip
     tile = keys_launch(K, qkv_PBTC.dtype)
     _keys_kernel[(P * B * n_kv_heads * triton.cdiv(T, tile["BLOCK_N"]),)](
-        qkv_PBTC, keys, spans, queries, cos_PTR, sin_PTR, d_out_PBTE, stats, d_qkv_PBTC,
+        qkv_PBTC, spans_2BT, cos_PTR, sin_PTR, d_out_PBTE, stats, d_qkv_PBTC,
         B, T, n_kv_heads, *strides, *d_out_PBTE.stride()[:3], *d_strides, Q=n_heads, R=R, K=K, **tile,
     )  # fmt: skip

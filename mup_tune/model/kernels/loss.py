@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mup_tune.model.layers import IGNORED_TARGET
+from mup_tune.trial import IGNORED_TARGET
 
 _IGNORED = tl.constexpr(IGNORED_TARGET)
 _WIDTH = tl.constexpr(8)  # 16 bytes of bf16

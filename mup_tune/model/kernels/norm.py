@@ -7,6 +7,8 @@ One kernel does both: the residual stream's norm is one group that also adds a b
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +20,8 @@ FORWARD_TILE = 4096  # elements a program holds at once, 32 a thread of 4 warps
 BACKWARD_TILE = 2048  # half as many: it holds two inputs, and the weight gradient's running sum, more
 # Backward programs over all members, about four an SM of a Hopper GPU; each leaves one partial weight gradient.
 BACKWARD_PROGRAMS = 512
+
+Parts = Callable[[int], Tensor]
 
 
 def add_norm(
@@ -49,23 +53,23 @@ def add_norm_backward(
     rstd_PN: Tensor,
     weight_PD: Tensor,
     branch_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor | None, Tensor]:
+    parts: Parts,
+) -> tuple[Tensor, Tensor | None]:
     """Gradients of :func:`add_norm`, whose two inputs have the same one.
 
     Args:
         d_summed_PND: fp32, what reaches ``summed`` by other ways than this norm; None where there is none.
         d_normed_PND: in the work dtype.
         branch_dtype: the branch's dtype; None where there was no branch.
+        parts: where the weight's gradient goes, [P, programs, D] fp32 for so many programs, contiguous: each its part.
 
     Returns:
-        the residual's gradient [P, N, D] fp32, the branch's in its dtype or None, the weight's [P, D] fp32.
+        the residual's gradient [P, N, D] fp32, the branch's in its dtype or None.
     """
     d_in_PND = torch.empty_like(summed_PND)
     d_branch_PND = None if branch_dtype is None else torch.empty_like(summed_PND, dtype=branch_dtype)
-    d_weight_PD = _launch_backward(
-        d_summed_PND, d_normed_PND, summed_PND, rstd_PN, weight_PD, d_in_PND, d_branch_PND, 1
-    )
-    return d_in_PND, d_branch_PND, d_weight_PD
+    _launch_backward(d_summed_PND, d_normed_PND, summed_PND, rstd_PN, weight_PD, d_in_PND, d_branch_PND, 1, parts)
+    return d_in_PND, d_branch_PND
 
 
 def group_norm(y_PNC: Tensor, weight_PC: Tensor, n_groups: int, out_PNC: Tensor) -> Tensor:
@@ -82,11 +86,12 @@ def group_norm(y_PNC: Tensor, weight_PC: Tensor, n_groups: int, out_PNC: Tensor)
 
 
 def group_norm_backward(
-    d_out_PNC: Tensor, y_PNC: Tensor, rstd_PNG: Tensor, weight_PC: Tensor, n_groups: int
-) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`group_norm`: [P, N, C] in y's dtype, contiguous, and the weight's [P, C] fp32."""
+    d_out_PNC: Tensor, y_PNC: Tensor, rstd_PNG: Tensor, weight_PC: Tensor, n_groups: int, parts: Parts
+) -> Tensor:
+    """Gradient of :func:`group_norm`, [P, N, C] in y's dtype, contiguous; ``parts`` as in :func:`add_norm_backward`."""
     d_y_PNC = torch.empty(y_PNC.shape, dtype=y_PNC.dtype, device=y_PNC.device)
-    return d_y_PNC, _launch_backward(None, d_out_PNC, y_PNC, rstd_PNG, weight_PC, d_y_PNC, None, n_groups)
+    _launch_backward(None, d_out_PNC, y_PNC, rstd_PNG, weight_PC, d_y_PNC, None, n_groups, parts)
+    return d_y_PNC
 
 
 def _tile(width: int, elements: int) -> tuple[int, int, int]:
@@ -135,12 +140,12 @@ def _launch_backward(
     d_in_PNC: Tensor,
     d_branch_PNC: Tensor | None,
     n_groups: int,
-) -> Tensor:
+    parts: Parts,
+) -> None:
     P, N, C = x_PNC.shape
     rows, columns, warps = _tile(C // n_groups, BACKWARD_TILE)
     tiles = triton.cdiv(N, rows)
     programs = min(tiles, max(1, BACKWARD_PROGRAMS // (P * n_groups)))
-    partial = weight_PC.new_empty(P, programs, C)
     _norm_backward_kernel[(programs, n_groups, P)](
         d_summed_PNC,
         d_out_PNC,
@@ -149,7 +154,7 @@ def _launch_backward(
         weight_PC,
         d_in_PNC,
         d_branch_PNC,
-        partial,
+        parts(programs),
         N,
         *d_out_PNC.stride()[:2],
         *x_PNC.stride()[:2],
@@ -160,7 +165,6 @@ def _launch_backward(
         COLUMNS=columns,
         num_warps=warps,
     )
-    return partial.sum(1)
 
 
 @triton.jit

@@ -36,6 +36,20 @@ def columns(values: Tensor, before: int, after: int) -> tuple[Tensor, Tensor]:
     return view, buffer
 
 
+class Parts:
+    """Where programs leave their parts of a gradient, [members, programs, width], NaN at first."""
+
+    def __init__(self, members: int, width: int) -> None:
+        self._size = members, width
+
+    def __call__(self, programs: int) -> Tensor:
+        self._parts = torch.full((self._size[0], programs, self._size[1]), nan, device=DEVICE)
+        return self._parts
+
+    def sum(self) -> Tensor:
+        return self._parts.sum(1)
+
+
 def twin(value: Tensor) -> Tensor:
     """A float64 leaf of the same values."""
     return value.detach().double().requires_grad_()

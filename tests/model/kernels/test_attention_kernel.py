@@ -53,7 +53,7 @@ def check(P: int, documents: Tensor, Q: int, J: int, head_dim: int, dtype: torch
     d_out, _ = columns(normal(P, B, T, Q * head_dim, dtype=dtype, seed=1), 0, 24)
     out, out_buffer = columns(torch.full_like(d_out, nan), 8, 16)
     d_qkv, d_qkv_buffer = columns(torch.full_like(qkv, nan), 24, 8)
-    cos, sin = rope(P, T, head_dim)
+    spans, (cos, sin) = attention.spans(documents), rope(P, T, head_dim)
 
     qkv_twin = twin(qkv)
     table = cos.double()[:, None, :, None], sin.double()[:, None, :, None]
@@ -61,10 +61,10 @@ def check(P: int, documents: Tensor, Q: int, J: int, head_dim: int, dtype: torch
     (out_twin * d_out.double()).sum().backward()
     assert qkv_twin.grad is not None
 
-    lse = attention.attention(qkv, Q, J, cos, sin, documents, out)
+    lse = attention.attention_(qkv, Q, J, cos, sin, spans, out)
     assert_near(out, out_twin, dtype, bound)
     assert_near(lse, naive_lse(qkv_twin.detach(), Q, J, table, documents), torch.float32, bound)
-    attention_backward.attention_backward(d_out, out, lse, qkv, Q, J, cos, sin, documents, d_qkv)
+    attention_backward.attention_backward(d_out, out, lse, qkv, Q, J, cos, sin, spans, d_qkv)
     sizes = [Q * head_dim, J * head_dim, J * head_dim]
     assert_near(d_qkv, qkv_twin.grad, dtype, bound)
     if documents.unique().numel() < documents.numel():  # else no weight depends on a score: q and k get rounding noise
@@ -122,9 +122,7 @@ def test_sharp_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_documents_numbered_with_gaps_have_their_own_spans() -> None:
     documents = torch.tensor([[0, 0, 0, 4, 4, 9], [0, 1, 2, 2, 2, 2]], dtype=torch.int32, device=DEVICE)
-    cos, sin = rope(1, 6, 4)
-    _, spans = attention.prepare(normal(1, 2, 6, 12), 1, 1, cos, sin, documents)
-    assert spans.tolist() == [
+    assert attention.spans(documents).tolist() == [
         [[0, 0, 0, 3, 3, 5], [0, 1, 2, 2, 2, 2]],
         [[3, 3, 3, 5, 5, 6], [1, 2, 6, 6, 6, 6]],
     ]
@@ -135,9 +133,9 @@ def test_a_dead_member_and_a_dead_row_stay_alone() -> None:
     qkv, d_out = normal(2, 2, 20, 16), normal(2, 2, 20, 8, seed=1)
     qkv[1, 0, 3] = nan
     out, d_qkv = torch.full_like(d_out, nan), torch.full_like(qkv, nan)
-    cos, sin = rope(2, 20, 4)
-    lse = attention.attention(qkv, 2, 1, cos, sin, documents, out)
-    attention_backward.attention_backward(d_out, out, lse, qkv, 2, 1, cos, sin, documents, d_qkv)
+    spans, (cos, sin) = attention.spans(documents), rope(2, 20, 4)
+    lse = attention.attention_(qkv, 2, 1, cos, sin, spans, out)
+    attention_backward.attention_backward(d_out, out, lse, qkv, 2, 1, cos, sin, spans, d_qkv)
     for value in (out[0], out[1, 1], lse[0], lse[1, 1], d_qkv[0], d_qkv[1, 1]):
         assert value.isfinite().all()
 
@@ -166,10 +164,10 @@ def test_true_sizes(
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="compiled kernels only")
 def test_gradients_do_not_depend_on_the_run() -> None:
-    documents, (cos, sin) = random_documents(16, 1024, 300), rope(4, 1024, 64)
+    spans, (cos, sin) = attention.spans(random_documents(16, 1024, 300)), rope(4, 1024, 64)
     qkv, d_out = normal(4, 16, 1024, 256, dtype=torch.bfloat16), normal(4, 16, 1024, 128, dtype=torch.bfloat16, seed=1)
     out, first, second = torch.empty_like(d_out), torch.empty_like(qkv), torch.empty_like(qkv)
-    lse = attention.attention(qkv, 2, 1, cos, sin, documents, out)
+    lse = attention.attention_(qkv, 2, 1, cos, sin, spans, out)
     for d_qkv in (first, second):
-        attention_backward.attention_backward(d_out, out, lse, qkv, 2, 1, cos, sin, documents, d_qkv)
+        attention_backward.attention_backward(d_out, out, lse, qkv, 2, 1, cos, sin, spans, d_qkv)
     assert torch.equal(first, second)

@@ -5,7 +5,7 @@ from math import nan
 import pytest
 import torch
 import torch.nn.functional as F
-from near import DEVICE, DTYPES, assert_near, columns, nan_memory, normal, twin  # noqa: F401
+from near import DEVICE, DTYPES, Parts, assert_near, columns, nan_memory, normal, twin  # noqa: F401
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -35,12 +35,15 @@ def check(P: int, documents: Tensor, C: int, taps: int, dtype: torch.dtype) -> N
     y = conv.conv_silu(x, weight, bias, documents)
     assert y.is_contiguous()
     assert_near(y, y_twin, dtype)
-    d_weight, d_bias = conv.conv_silu_backward(d_y, x, weight, bias, documents, d_x)
+    weight_parts, bias_parts, zeroed = Parts(P, C * taps), Parts(P, C), d_x_buffer[..., 16 + C : 16 + C + 5]
+    conv.conv_silu_backward(d_y, x, weight, bias, documents, d_x, zeroed, weight_parts, bias_parts)
+    d_weight, d_bias = weight_parts.sum().view(P, C, taps), bias_parts.sum()
     assert_near(d_x, x_twin.grad, dtype)
     assert_near(d_weight, weight_twin.grad, torch.float32)
     assert_near(d_bias, bias_twin.grad, torch.float32)
     assert d_x_buffer[..., :16].isnan().all()
-    assert d_x_buffer[..., 16 + C :].isnan().all()
+    assert (zeroed == 0).all()
+    assert d_x_buffer[..., 16 + C + 5 :].isnan().all()
     assert x_buffer[..., :8].isnan().all()
 
 
@@ -53,7 +56,7 @@ def test_output_and_gradients(taps: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("mean_length", [1.0, 3.0, 1e9])
 @pytest.mark.parametrize("T", [1, 3, 16, 35])
 def test_runs_blocks_and_documents_meet_anywhere(T: int, mean_length: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"CHANNELS": 4, "FORWARD_TILE": 16, "FORWARD_STEPS": 2, "BACKWARD_TILE": 8, "RUN": 8}.items():
+    for name, value in {"CHANNELS": 4, "RUNS": (8,), "PROGRAMS": 1, "FORWARD_CHUNK": 4}.items():
         monkeypatch.setattr(conv, name, value)
     check(1, random_documents(1, T, mean_length, seed=T), 6, 4, torch.float32)
 
@@ -68,8 +71,9 @@ def test_a_dead_member_and_a_dead_row_stay_alone() -> None:
     weight, bias, d_x = normal(2, 8, 4, seed=2), normal(2, 8, seed=3), torch.full_like(x, nan)
     x[1, 0, 3] = nan
     y = conv.conv_silu(x, weight, bias, documents)
-    d_weight, d_bias = conv.conv_silu_backward(d_y, x, weight, bias, documents, d_x)
-    for value in (y[0], y[1, 1], y[1, 0, :3], d_x[0], d_x[1, 1], d_weight[0], d_bias[0]):
+    weight_parts, bias_parts = Parts(2, 8 * 4), Parts(2, 8)
+    conv.conv_silu_backward(d_y, x, weight, bias, documents, d_x, d_x[..., 8:], weight_parts, bias_parts)
+    for value in (y[0], y[1, 1], y[1, 0, :3], d_x[0], d_x[1, 1], weight_parts.sum()[0], bias_parts.sum()[0]):
         assert value.isfinite().all()
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 pytest.importorskip("triton")
 from mup_tune.model.kernels.loss import nll, nll_and_grad_
-from mup_tune.model.layers import IGNORED_TARGET
+from mup_tune.trial import IGNORED_TARGET
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16]
