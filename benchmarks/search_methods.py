@@ -29,6 +29,7 @@ from mup_tune.files import dump_yaml, write_atomic
 from mup_tune.findings import State
 from mup_tune.search.execute import execute, open_sweep
 from mup_tune.search.plan import Plan, load_plan
+from mup_tune.search.stage import Stage
 from mup_tune.search.stages import Joint
 from mup_tune.stats import Estimate, Losses
 
@@ -37,7 +38,6 @@ STAGED, TPE, RANDOM, ELR, UNTUNED = "staged", "TPE", "random search", "ELR-tuned
 METHODS = (STAGED, TPE, RANDOM, ELR)
 RADIUS = 2.0  # log2, as far as the staged method's grids reach
 BATCH = 16  # candidates a round: populations stay full, and TPE still hears dozens of answers
-COMPARING = ("baselines", "confirm", "basin")  # stages that find nothing new
 FRESH_ORDER = 1000  # added to data_seed where results are confirmed
 
 
@@ -103,26 +103,28 @@ def repeat(base: Plan, index: int, confirm_seeds: int, out: Path, executor: str)
         name = f"repeat{index}-{method.replace(' ', '-')}"
         return run(name, {**header, "name": name, "stages": stages, **changed}, out, executor)
 
-    tuned = {STAGED: ran(STAGED, [stage for stage in header["stages"] if not compares(stage)])}
+    stages = zip(header["stages"], base.stages, strict=True)
+    tuned = {STAGED: ran(STAGED, [entry for entry, stage in stages if searches(stage)])}
     flops = tuned[STAGED].state.flops
     tuned[ELR] = ran(ELR, [{"kind": "elr_ewd"}], start="untuned")
     for method, sampler in ((TPE, "tpe"), (RANDOM, "random")):
         tuned[method] = ran(method, [joint(base, sampler, flops)], start="untuned")
     fresh = {**header["budget"], "data_seed": order + FRESH_ORDER}
-    stages = [
+    confirmation = [
         {"kind": "baselines", "include": [UNTUNED]},
         {"kind": "confirm", "against": [UNTUNED], "n_seeds": confirm_seeds},
     ]
     results = {}
     for method in METHODS:
-        confirmed = ran(f"confirm {method}", stages, start=tuned[method].settings, budget=fresh).losses[UNTUNED]
+        confirmed = ran(f"confirm {method}", confirmation, start=tuned[method].settings, budget=fresh).losses[UNTUNED]
         spent = tuned[method].state.flops
         results[method] = Result(spent, tuned[method].trials, tuned[method].settings, *confirmed)
     return results
 
 
-def compares(stage: dict[str, Any]) -> bool:
-    return stage["kind"] in COMPARING or stage.get("incumbent") is False
+def searches(stage: Stage) -> bool:
+    """Whether the stage can move the incumbent; one that needs references only measures it, and here none are left."""
+    return stage.on_path and not stage.requires
 
 
 def joint(base: Plan, sampler: str, flops: float) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a plan is going to do, before anything is trained: trials, tokens and FLOPs of every stage, derived numbers.
 
-A stage says how many trials it wants if nothing surprises and at the very most (:meth:`Stage.counts`); what each of
-them costs is the mean over the trials it proposes first.
+A stage says how many trials it wants if nothing surprises and at the very most (:meth:`Stage.counts`), and which ones
+to take the cost of one from, their mean (:meth:`Stage.priced_by`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from mup_tune.settings import Settings
 
 if TYPE_CHECKING:
     from mup_tune.search.plan import Plan
-
-COMPARING = ("basin", "channels", "shape", "baselines")  # kinds that leave the incumbent as it is
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def forecast(plan: Plan) -> list[StageForecast]:
     state, longest, lines = State(plan.start), 0.0, []
     for index, stage in enumerate(plan.stages):
         line, state = foresee(plan.key(index), stage, plan.context, state, longest)
-        longest += line.max_flops if searches(stage) else 0.0
+        longest += line.max_flops if stage.on_path else 0.0
         lines.append(line)
     return lines
 
@@ -60,7 +58,7 @@ def foresee(
     has sensitivity 1, and a tuned ELR is one at which EWD is identifiable, if the grid reaches as far.
     """
     # Before anything is spent stages refuse what would find no ground to stand on, so the first look has no FLOPs.
-    first = stage.propose(context, replace(state, flops=0.0), {}) or context.trials(state.incumbent, context.seeds[:1])
+    first = stage.priced_by(context, replace(state, flops=0.0)) or context.trials(state.incumbent, context.seeds[:1])
     tokens = fmean(trial.budget.steps * trial.budget.batch_tokens for trial in first)
     flops = fmean(trial.flops for trial in first)
     trials = stage.counts(context, state)[0]
@@ -82,7 +80,7 @@ def foresee(
         incumbent=_tuned(stage, context, state.incumbent),
         references={**state.references, **left},
         sensitivity={**state.sensitivity, **dict.fromkeys(stage.measures, 1.0)},
-        flops=state.flops + (line.flops if searches(stage) else 0.0),
+        flops=state.flops + (line.flops if stage.on_path else 0.0),
     )
     return line, after
 
@@ -94,11 +92,6 @@ def _tuned(stage: Stage, context: Context, incumbent: Settings) -> Settings:
     elr = 1.001 / sqrt(context.budget.steps)
     within = incumbent.elr < elr <= incumbent.elr * 2 ** max(stage.elr_offsets)
     return incumbent.with_values({"elr": elr}) if within else incumbent
-
-
-def searches(stage: Stage) -> bool:
-    """Whether what the stage trains counts as search for the incumbent, and not for something to compare it with."""
-    return stage.incumbent if isinstance(stage, ElrEwd) else stage.kind not in COMPARING
 
 
 def total(lines: Sequence[StageForecast]) -> dict[str, float]:

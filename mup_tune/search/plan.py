@@ -61,8 +61,7 @@ class Plan:
 
     def key(self, index: int) -> str:
         """A stage's name in the journal and in file names: its place, and its name or kind."""
-        stage = self.stages[index]
-        return f"{index + 1:02d}-{stage.name or stage.kind}".replace(" ", "-")
+        return f"{index + 1:02d}-{self.stages[index].label}".replace(" ", "-")
 
     @property
     def context(self) -> Context:
@@ -214,7 +213,7 @@ def _check_stages(plan: Plan, path: Path) -> None:
                 fix = "Store one with `reference:` in an earlier stage"
                 raise UserError(problem, file=path, field=f"stages[{index}].against", fix=fix)
         try:
-            # The forecast makes the first proposal, which touches every option that depends on the Shape.
+            # The forecast looks at a first proposal, which touches every option that depends on the Shape.
             state = foresee(plan.key(index), stage, plan.context, state)[1]
         except UserError as error:
             field = ".".join(part for part in (f"stages[{index}]", error.field) if part)

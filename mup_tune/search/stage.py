@@ -11,8 +11,9 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from mup_tune.files import Model
 from mup_tune.findings import Finding, State
@@ -20,10 +21,11 @@ from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 from mup_tune.trial import Budget, Row, Trial
 
-__all__ = ["Asked", "Conclusion", "Context", "Known", "Losses", "Stage", "State", "losses"]
+__all__ = ["Asked", "Conclusion", "Context", "Known", "Losses", "Stage", "State", "each_once", "losses"]
 
 Known = Mapping[str, Row]  # finished trials of the whole run, by trial hash
 Losses = dict[int, float | None]  # nats/token by seed; None where the member diverged
+ValuesT = TypeVar("ValuesT", bound=Sequence[Any])
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,17 @@ def losses(rows: Iterable[Row], metric: str | None = None) -> Losses:
     return {row.trial.seed: (row.metrics[metric] if metric else row.loss) if row.ok else None for row in rows}
 
 
+def each_once(noun: str) -> AfterValidator:
+    """What refuses a list in a plan that names a ``noun`` twice, for a field's annotation."""
+
+    def checked(given: ValuesT) -> ValuesT:
+        if len(set(given)) != len(given):
+            raise ValueError(f"{list(given)} names a {noun} twice")
+        return given
+
+    return AfterValidator(checked)
+
+
 class Stage(Model):
     """Base of the stage kinds. A stage holds no state: it is asked again, with more rows, until it wants no more."""
 
@@ -97,9 +110,14 @@ class Stage(Model):
     name: str = Field(default="", pattern=r"^[\w .-]*$")
 
     @property
+    def label(self) -> str:
+        """What the stage is called, and the Settings it makes."""
+        return self.name or self.kind
+
+    @property
     def title(self) -> str:
         """What this stage does, in a line for people."""
-        return self.name or self.kind
+        return self.label
 
     @property
     def provides(self) -> Sequence[str]:
@@ -117,9 +135,21 @@ class Stage(Model):
         return ()
 
     @property
+    def on_path(self) -> bool:
+        """Whether this stage is a step on the incumbent's way, confirmation included: its FLOPs count as search.
+
+        False where it tunes or measures something beside, and so never changes the incumbent.
+        """
+        return True
+
+    @property
     def equal_packs(self) -> bool:
         """Whether populations of all Shapes get one size, so that their speeds can be compared."""
         return False
+
+    def priced_by(self, context: Context, state: State) -> Sequence[Trial]:
+        """Trials whose mean cost is that of the stage's own: the ones proposed first. Raises what they would raise."""
+        return self.propose(context, state, {})
 
     def counts(self, context: Context, state: State) -> tuple[int, int]:
         """(trials if nothing surprises, trials at the very most), before anything is trained.
@@ -146,3 +176,15 @@ class Stage(Model):
     def conclude(self, context: Context, state: State, known: Known) -> Conclusion:
         """The decision, when everything wanted is known."""
         return self.walk(Asked(context, known), state)
+
+    def finding(self, before: Settings, after: Settings, **learned: Any) -> Finding:
+        """The Finding under this stage's name and kind; ``learned`` are its other fields, checked as it is made."""
+        return Finding(
+            stage=self.label,
+            kind=self.kind,
+            title=self.title,
+            before=before,
+            after=after,
+            on_path=self.on_path,
+            **learned,
+        )

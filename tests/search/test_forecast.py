@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from stages.landscapes import Landscape, bowl
 
-from mup_tune.search.forecast import StageForecast, forecast, foresee, searches, total
+from mup_tune.errors import UserError
+from mup_tune.search.forecast import StageForecast, forecast, foresee, total
 from mup_tune.search.plan import Plan, load_plan
 from mup_tune.search.stage import State
 from mup_tune.trial import Row, Trial
@@ -49,7 +50,8 @@ def simulated(plan: Plan, row: Callable[[Trial], Row]) -> list[tuple[int, int]]:
             spent += sum(trial.flops for trial in missing)
         found.append((first, len(stage.propose(plan.context, state, known))))
         conclusion = stage.conclude(plan.context, state, known)
-        assert conclusion.finding.on_path == searches(stage)
+        assert conclusion.finding.on_path == stage.on_path
+        assert stage.on_path or conclusion.state.incumbent == state.incumbent
         state = replace(conclusion.state, flops=state.flops + spent * conclusion.finding.on_path)
     return found
 
@@ -127,3 +129,20 @@ def test_every_reference_is_forecast_as_a_model_of_its_own(plan: Plan) -> None:
     assert line.kind == "confirm"
     assert line.trials == 5 * 3
     assert len({settings.content_hash() for settings in state.references.values()}) == len(state.references) == 4
+
+
+def test_a_stage_says_whether_it_is_on_the_incumbents_way(plan: Plan) -> None:
+    beside = [stage.label for stage in plan.stages if not stage.on_path]
+    assert beside == ["other", "channels", "basin", "baselines"]
+
+
+def test_a_joint_search_is_priced_without_drawing_candidates(plan: Plan) -> None:
+    stage = next(stage for stage in plan.stages if stage.kind == "joint")
+    state = State(plan.start, sensitivity={"elr": 1.0, "key": 0.5})
+    drawn = {trial.flops for trial in stage.propose(plan.context, state, {})}
+    assert {trial.flops for trial in stage.priced_by(plan.context, state)} == drawn
+    with pytest.raises(UserError, match="earlier stages measure only 1 axes"):
+        stage.priced_by(plan.context, State(plan.start, sensitivity={"elr": 1.0}))
+    full = stage.model_copy(update={"top": 1, "radius": 0.125, "trials": 20})
+    with pytest.raises(UserError, match="holds 16 different candidates, fewer than 20"):
+        full.priced_by(plan.context, state)

@@ -126,7 +126,14 @@ def test_a_box_that_is_full_is_named():
         suggest("random", ["elr"], 0.125, [], 17, 0)
 
 
-def test_plans_load_without_optuna_and_torch():
-    script = "import sys, mup_tune.search.plan; print({'optuna', 'torch'} & set(sys.modules))"
+def test_plans_are_forecast_without_optuna_and_torch():
+    script = (
+        "import sys\n"
+        "from mup_tune.search.forecast import forecast\n"
+        "from mup_tune.search.plan import load_plan\n"
+        "plan = load_plan('falcon_h1')\n"
+        "assert any(line.kind == 'joint' for line in forecast(plan))\n"
+        "print({'optuna', 'torch'} & set(sys.modules))\n"
+    )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from mup_tune.findings import Candidate, Finding, Search
+from mup_tune.findings import Candidate, Search
 from mup_tune.multipliers import NAMES
 from mup_tune.search.sampling import suggest
-from mup_tune.search.stage import Asked, Conclusion, Context, Stage, State
+from mup_tune.search.stage import Asked, Conclusion, Context, Stage, State, each_once
 from mup_tune.search.stages.elr_ewd import ElrEwd
 from mup_tune.search.stages.joint import acting, as_search, moved
 from mup_tune.settings import Settings, load_settings, untuned
@@ -32,7 +32,7 @@ class Baselines(Stage):
     """
 
     kind: Literal["baselines"] = "baselines"
-    include: Annotated[tuple[Baseline, ...], Field(min_length=1)] = (
+    include: Annotated[tuple[Baseline, ...], Field(min_length=1), each_once("baseline")] = (
         "untuned",
         "ELR-tuned untuned",
         "falcon-h1-published",
@@ -40,13 +40,6 @@ class Baselines(Stage):
     )
     radius: Annotated[float, Field(ge=0.125, le=8)] = 2.0
     trials: Annotated[int, Field(ge=2)] | None = None
-
-    @field_validator("include")
-    @classmethod
-    def _each_once(cls, include: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
-        if len(set(include)) != len(include):
-            raise ValueError(f"{list(include)} names a baseline twice")
-        return include
 
     @property
     def title(self) -> str:
@@ -56,6 +49,10 @@ class Baselines(Stage):
     def provides(self) -> Sequence[str]:
         """The names of the baselines themselves."""
         return self.include
+
+    @property
+    def on_path(self) -> bool:
+        return False
 
     def counts(self, context: Context, state: State) -> tuple[int, int]:
         """The ELR sweeps' and the random search's, which buys what ``state.flops`` pays for."""
@@ -76,16 +73,7 @@ class Baselines(Stage):
                 summary.append(f"{name}: {' '.join(tuned.finding.summary)}")
             else:
                 references[name] = load_settings(name, asked.context.shape)
-        finding = Finding(
-            stage=self.name or self.kind,
-            kind=self.kind,
-            title=self.title,
-            before=state.incumbent,
-            after=state.incumbent,
-            on_path=False,
-            searches=tuple(searches),
-            summary=tuple(summary),
-        )
+        finding = self.finding(state.incumbent, state.incumbent, searches=tuple(searches), summary=tuple(summary))
         return Conclusion(replace(state, references=references), finding)
 
     def _elr(self, name: str) -> ElrEwd:

@@ -12,9 +12,9 @@ from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
 from mup_tune.errors import UserError
-from mup_tune.findings import Basin, BasinSize, Comparison, Finding
+from mup_tune.findings import Basin, BasinSize, Comparison
 from mup_tune.multipliers import BY_NAME
-from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State
+from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State, each_once
 from mup_tune.search.stages import sweep
 from mup_tune.search.stages.sweep import Curve
 from mup_tune.settings import Settings, check_axis, untuned
@@ -51,9 +51,9 @@ class BasinCheck(Stage):
 
     kind: Literal["basin"] = "basin"
     hp: str = "elr"
-    widths: Annotated[tuple[Positive, ...], Field(min_length=1)]
-    depths: tuple[Positive, ...] = ()
-    params: Annotated[tuple[Param, ...], Field(min_length=1)] = ("mup", "sp")
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1), each_once("value")]
+    depths: Annotated[tuple[Positive, ...], each_once("value")] = ()
+    params: Annotated[tuple[Param, ...], Field(min_length=1), each_once("value")] = ("mup", "sp")
     offsets: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
     init: Literal["fan_in", "constant"] | None = None
     extend: Annotated[int, Field(ge=0, le=4)] = 2
@@ -66,13 +66,6 @@ class BasinCheck(Stage):
             return check_axis(hp)
         except UserError as error:
             raise ValueError(error.problem) from None
-
-    @field_validator("widths", "depths", "params")
-    @classmethod
-    def _each_once(cls, given: tuple[object, ...]) -> tuple[object, ...]:
-        if len(set(given)) != len(given):
-            raise ValueError(f"{list(given)} names a value twice")
-        return given
 
     @field_validator("offsets")
     @classmethod
@@ -89,6 +82,10 @@ class BasinCheck(Stage):
     def title(self) -> str:
         depths = f" × depths {', '.join(map(str, self.depths))}" if self.depths else ""
         return f"Basin of {self.hp} at widths {', '.join(map(str, sorted(self.widths)))}{depths}"
+
+    @property
+    def on_path(self) -> bool:
+        return False
 
     def sizes(self, context: Context) -> list[tuple[str, Shape]]:
         """(label, Shape), from the fewest parameters to the most; a :class:`UserError` where one has to be rounded."""
@@ -114,7 +111,8 @@ class BasinCheck(Stage):
             param: [Curve(self.hp, self._centre(param, state.incumbent, shape), shape=shape) for _, shape in sizes]
             for param in self.params
         }
-        self._train(asked, [curve for each in curves.values() for curve in each])
+        every, seeds = [curve for each in curves.values() for curve in each], sweep.chosen_seeds(context, self.n_seeds)
+        sweep.train_grid(asked, every, self.offsets, seeds, self.extend)
         located = {
             param: [_located(label, shape, curve) for (label, shape), curve in zip(sizes, each, strict=True)]
             for param, each in curves.items()
@@ -123,13 +121,9 @@ class BasinCheck(Stage):
         comparisons: tuple[Comparison, ...] = ()
         if "mup" in located and "sp" in located:
             comparisons = tuple(_compared(*pair) for pair in zip(located["mup"], located["sp"], strict=True))
-        finding = Finding(
-            stage=self.name or self.kind,
-            kind=self.kind,
-            title=self.title,
+        finding = self.finding(
             before=state.incumbent,
             after=state.incumbent,
-            on_path=False,
             comparisons=comparisons,
             basins=basins,
             summary=_summary(context, basins, comparisons),
@@ -143,18 +137,6 @@ class BasinCheck(Stage):
         shared = {axis: incumbent.value(axis) for axis in ("elr", "ewd", "rope_base")}
         return untuned(shape).with_values(shared, name="sp")
 
-    def _train(self, asked: Asked, curves: Sequence[Curve]) -> None:
-        seeds = sweep.chosen_seeds(asked.context, self.n_seeds)
-        sweep.train(asked, curves, [self.offsets] * len(curves), seeds)
-        while True:
-            # Where every point diverged the grid goes down, as for any learning rate that is too high.
-            edge = [curve for curve in curves if curve.extended < self.extend and (curve.at_edge or curve.best is None)]
-            if not edge:
-                return
-            sweep.train(asked, edge, [[curve.beyond()] for curve in edge], seeds)
-            for curve in edge:
-                curve.extended += 1
-
 
 def _located(label: str, shape: Shape, curve: Curve) -> Located:
     sigma = sweep.noise([curve])
@@ -166,19 +148,8 @@ def _located(label: str, shape: Shape, curve: Curve) -> Located:
     elif fit is None:
         note = "no parabola fits: too flat, too noisy or too close to divergence"
     else:
-        optimum = _beside_a_cliff(curve, fit.optimum)
+        optimum = fit.optimum
     return Located(label, shape, curve, sigma, fit, optimum, note)
-
-
-def _beside_a_cliff(curve: Curve, optimum: Estimate) -> Estimate:
-    """An optimum that was clamped to the last point before a cliff may lie anywhere up to the next trained one."""
-    offsets, near = curve.offsets, list(curve.near())
-    low, high = optimum.low, optimum.high
-    if optimum.value <= near[0]:
-        low = min(low, offsets[max(0, offsets.index(near[0]) - 1)])
-    if optimum.value >= near[-1]:
-        high = max(high, offsets[min(len(offsets) - 1, offsets.index(near[-1]) + 1)])
-    return Estimate(optimum.value, low, high)
 
 
 def drift(here: Estimate, there: Estimate) -> Estimate:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from mup_tune import stats
-from mup_tune.findings import Comparison, Finding, Interval
-from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State, losses
+from mup_tune.findings import Comparison, Interval
+from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State, each_once, losses
 from mup_tune.search.stages import sweep
 from mup_tune.trial import Row
 
@@ -26,15 +26,8 @@ class Confirm(Stage):
     """
 
     kind: Literal["confirm"] = "confirm"
-    against: Annotated[list[str], Field(min_length=1)]
+    against: Annotated[list[str], Field(min_length=1), each_once("reference")]
     n_seeds: Annotated[int, Field(ge=2, le=100)] = 4
-
-    @field_validator("against")
-    @classmethod
-    def _each_once(cls, against: list[str]) -> list[str]:
-        if len(set(against)) != len(against):
-            raise ValueError(f"{against} names a reference twice")
-        return against
 
     @property
     def title(self) -> str:
@@ -54,10 +47,7 @@ class Confirm(Stage):
         seeds = self.seeds(asked.context)
         ours, *theirs = asked.rows([asked.context.trials(each, seeds) for each in settings])
         comparisons = tuple(_compared(name, ours, rows) for name, rows in zip(self.against, theirs, strict=True))
-        finding = Finding(
-            stage=self.name or self.kind,
-            kind=self.kind,
-            title=self.title,
+        finding = self.finding(
             before=state.incumbent,
             after=state.incumbent,
             comparisons=comparisons,

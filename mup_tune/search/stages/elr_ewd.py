@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
-from mup_tune.findings import AxisFinding, Decision, Finding
+from mup_tune.findings import AxisFinding, Decision
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage, State
 from mup_tune.search.stages import sweep
 from mup_tune.search.stages.sweep import Curve
@@ -65,6 +65,10 @@ class ElrEwd(Stage):
         """ELR, where it is swept on the way of the incumbent."""
         return ("elr",) if self.incumbent and self.elr_offsets else ()
 
+    @property
+    def on_path(self) -> bool:
+        return self.incumbent
+
     def counts(self, context: Context, state: State) -> tuple[int, int]:
         """EWD counts where η·λ·T reaches 1 at the ELR the stage starts from; at most, at the highest it may find."""
         elr = self._before(context, state).elr
@@ -104,10 +108,7 @@ class ElrEwd(Stage):
     def _swept(self, asked: Asked, axis: str, centre: Settings, offsets: Sequence[float]) -> tuple[Curve, Sigma | None]:
         curve = Curve(axis, centre)
         seeds = sweep.chosen_seeds(asked.context, self.n_seeds)
-        sweep.train(asked, [curve], [offsets], seeds)
-        while curve.extended < self.extend and (curve.at_edge or (axis == "elr" and curve.best is None)):
-            sweep.train(asked, [curve], [[curve.beyond()]], seeds)
-            curve.extended += 1
+        sweep.train_grid(asked, [curve], offsets, seeds, self.extend, down=axis == "elr")
         return curve, sweep.noise([curve])
 
     def _conclusion(
@@ -119,19 +120,14 @@ class ElrEwd(Stage):
         sigma: Sigma | None,
         horizon: float,
     ) -> Conclusion:
-        label = self.reference or self.name or self.kind
-        after = current.with_values({}, name=label)
+        after = current.with_values({}, name=self.reference or self.label)
         summary = [f"{axis.axis.upper()}: {axis.why}." for axis in axes]
         summary.append(f"Now η = {after.eta:.4g}, λ = {after.lam:.4g}, η·λ·T = {horizon:.3g}.")
         if any(axis.axis == "ewd" and axis.points for axis in axes):
             summary.append("A global EWD sweep also moves η of the vectors (norms, conv, A_log, D, dt_bias).")
-        finding = Finding(
-            stage=self.name or self.kind,
-            kind=self.kind,
-            title=self.title,
+        finding = self.finding(
             before=before,
             after=after,
-            on_path=self.incumbent,
             axes=tuple(axes),
             sigma_delta=None if sigma is None else sigma.value,
             summary=tuple(summary),

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
 from mup_tune.errors import UserError
-from mup_tune.findings import AxisFinding, Candidate, Comparison, Decision, Finding, Search
+from mup_tune.findings import AxisFinding, Candidate, Comparison, Decision, Search
 from mup_tune.multipliers import BY_NAME, NAMES
 from mup_tune.search.sampling import Sampler, check_room, suggest
 from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State
@@ -19,6 +19,7 @@ from mup_tune.search.stages import sweep
 from mup_tune.settings import GLOBAL_AXES, Settings, check_axis
 from mup_tune.shape import Shape
 from mup_tune.stats import Estimate
+from mup_tune.trial import Trial
 
 SIGNIFICANT = 0.05
 FIRST_SEED = 2000  # ``confirm`` counts from 1000
@@ -102,9 +103,14 @@ class Joint(Stage):
         """The seeds that verify: 2000, 2001, … without the plan's tuning seeds."""
         return sweep.fresh_seeds(context, FIRST_SEED, self.verify_seeds)
 
+    def priced_by(self, context: Context, state: State) -> Sequence[Trial]:
+        """The incumbent's own: candidates cost the same, and drawing them would make every plan wait for Optuna."""
+        self._searched(context.shape, state)
+        return context.trials(state.incumbent, sweep.chosen_seeds(context, self.n_seeds))
+
     def counts(self, context: Context, state: State) -> tuple[int, int]:
         """The same number twice: nothing extends a search. Raises like :meth:`walk`."""
-        self.propose(context, state, {})
+        self._searched(context.shape, state)
         searched = (1 + self.trials) * len(sweep.chosen_seeds(context, self.n_seeds))
         total = searched + (1 + self.finalists) * self.verify_seeds
         return total, total
@@ -115,14 +121,24 @@ class Joint(Stage):
         axes = self._searched(asked.context.shape, state)
         if not axes:
             why = "No axis has shown a curvature so far, so there is nothing to search."
-            return Conclusion(state, self._finding(before, before, (why,)))
-        check_room(axes, self.radius, -(-self.trials // self.batch) * self.batch)
+            return Conclusion(state, self.finding(before, before, summary=(why,)))
         search = self._search(asked, before, axes, seeds)
         finalists = self._verified(asked, before, search)
         return self._conclusion(asked, state, search, finalists)
 
     def _searched(self, shape: Shape, state: State) -> tuple[str, ...]:
-        """The axes, in the registry's order.
+        """The axes, in the registry's order; none where nothing that earlier stages measured is curved.
+
+        Raises:
+            UserError: see :meth:`_chosen`, or the box of the axes holds fewer candidates than the search asks for.
+        """
+        axes = self._chosen(shape, state)
+        if axes:
+            check_room(axes, self.radius, -(-self.trials // self.batch) * self.batch)
+        return axes
+
+    def _chosen(self, shape: Shape, state: State) -> tuple[str, ...]:
+        """The axes before the box is checked.
 
         Raises:
             UserError: earlier stages measure fewer than ``top`` axes, or none of ``axes`` acts at this Shape.
@@ -186,7 +202,7 @@ class Joint(Stage):
     def _conclusion(self, asked: Asked, state: State, search: Search, finalists: Sequence[Finalist]) -> Conclusion:
         before = state.incumbent
         winner = finalists[0] if finalists and finalists[0].better else None
-        after = winner.settings.with_values({}, name=self.name or self.kind) if winner else before
+        after = winner.settings.with_values({}, name=self.label) if winner else before
         spent = sum(trial.flops for trial in asked.trials.values())
         lost = sum(stats.usable(each.losses) is None for each in search.candidates)
         centre, best = stats.means([search.centre_losses])[0], search.best
@@ -213,20 +229,10 @@ class Joint(Stage):
             for each in finalists
         )
         axes = tuple(_judged(axis, before, winner, finalists) for axis in search.axes)
-        finding = self._finding(before, after, told).model_copy(
-            update={"axes": axes, "comparisons": comparisons, "searches": (search,)}
+        finding = self.finding(
+            before, after, axes=axes, comparisons=comparisons, searches=(search,), summary=tuple(told)
         )
         return Conclusion(replace(state, incumbent=after), finding)
-
-    def _finding(self, before: Settings, after: Settings, summary: Sequence[str]) -> Finding:
-        return Finding(
-            stage=self.name or self.kind,
-            kind=self.kind,
-            title=self.title,
-            before=before,
-            after=after,
-            summary=tuple(summary),
-        )
 
 
 def acting(axes: Sequence[str], shape: Shape) -> tuple[str, ...]:

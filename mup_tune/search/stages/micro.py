@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from mup_tune import stats
 from mup_tune.errors import unknown
-from mup_tune.findings import AxisFinding, Comparison, Decision, Finding
+from mup_tune.findings import AxisFinding, Comparison, Decision
 from mup_tune.multipliers import BY_NAME, GROUPS, NAMES
 from mup_tune.roles import group_lr_wd
 from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State
@@ -147,7 +147,7 @@ class Micro(Stage):
         self._follow(asked, sensitive, seeds)
         steps = self._joint(asked, before, sensitive, seeds, sigma)
         after = steps[-1].settings if steps and steps[-1].better else before
-        after = after.with_values({}, name=self.name or self.kind) if after != before else before
+        after = after.with_values({}, name=self.label) if after != before else before
         axes = [_judged(curve, after, sigma, p_values.get(curve.axis), curve in sensitive, steps) for curve in curves]
         swept = {curve.axis for curve in curves}
         axes += [_not_identifiable(name, before, context) for name in acting if name not in swept]
@@ -192,10 +192,7 @@ class Micro(Stage):
         for axis in axes:  # of a later pass where that shows any: it is nearer to the incumbent
             learned[axis.axis] = sweep.sensitivity(axis.fit) or learned[axis.axis]
         sigma = done[0].sigma
-        finding = Finding(
-            stage=self.name or self.kind,
-            kind=self.kind,
-            title=self.title,
+        finding = self.finding(
             before=state.incumbent,
             after=done[-1].after,
             axes=tuple(axes),

@@ -17,8 +17,8 @@ from pydantic import Field, ValidationError, field_validator
 
 from mup_tune import stats
 from mup_tune.errors import UserError
-from mup_tune.findings import AxisFinding, Decision, Finding, LengthCurve, Point
-from mup_tune.search.stage import Asked, Conclusion, Losses, Stage, State, losses
+from mup_tune.findings import AxisFinding, Decision, LengthCurve, Point
+from mup_tune.search.stage import Asked, Conclusion, Losses, Stage, State, each_once, losses
 from mup_tune.search.stages import sweep
 from mup_tune.settings import PositiveFloat, Settings
 from mup_tune.shape import Positive
@@ -41,22 +41,18 @@ class RopeBase(Stage):
     """
 
     kind: Literal["rope_base"] = "rope_base"
-    values: tuple[PositiveFloat, ...] = (1e4, 1e6, 1e8, 1e10, 1e11, 1e12, 1e14)
-    lengths: tuple[Positive, ...] = (1, 2, 4, 8)
+    values: Annotated[tuple[PositiveFloat, ...], each_once("base")] = (1e4, 1e6, 1e8, 1e10, 1e11, 1e12, 1e14)
+    lengths: Annotated[tuple[Positive, ...], each_once("length")] = (1, 2, 4, 8)
     n_seeds: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("values")
     @classmethod
-    def _each_once(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(values)) != len(values):
-            raise ValueError(f"{_listed(values)} names a base twice")
+    def _ascending(cls, values: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(sorted(values))
 
     @field_validator("lengths")
     @classmethod
     def _multiples(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(lengths)) != len(lengths):
-            raise ValueError(f"{list(lengths)} holds a length twice")
         if 1 not in lengths:
             raise ValueError(f"{list(lengths)} is not allowed: 1, the training length itself, must be among them")
         if wrong := [length for length in lengths if max(lengths) % length]:
@@ -74,11 +70,8 @@ class RopeBase(Stage):
         settings = [before.with_values({AXIS: base}) for base in bases]
         rows = asked.rows([context.trials(each, seeds, budget=budget) for each in settings])
         grid = _measured(before.rope_base, dict(zip(bases, rows, strict=True)), self.lengths)
-        axis, after = _decided(grid, before, self.name or self.kind)
-        finding = Finding(
-            stage=self.name or self.kind,
-            kind=self.kind,
-            title=self.title,
+        axis, after = _decided(grid, before, self.label)
+        finding = self.finding(
             before=before,
             after=after,
             axes=(axis,),

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from mup_tune import stats
-from mup_tune.findings import Finding, ShapePoint
+from mup_tune.findings import ShapePoint
 from mup_tune.roles import role_table
 from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State
 from mup_tune.search.stages import sweep
@@ -81,6 +81,10 @@ class ShapeComparison(Stage):
         """
 
     @property
+    def on_path(self) -> bool:
+        return False
+
+    @property
     def equal_packs(self) -> bool:
         return True
 
@@ -94,37 +98,22 @@ class ShapeComparison(Stage):
         for each in contenders:
             role_table(each.shape, incumbent)  # an incumbent that cannot be carried to a Shape is told before training
         curves = [Curve("elr", incumbent, shape=each.shape) for each in contenders]
-        self._train(asked, curves)
+        extend = self.extend if len(self.elr_offsets) > 1 else 0
+        sweep.train_grid(asked, curves, self.elr_offsets, sweep.chosen_seeds(asked.context, self.n_seeds), extend)
         losses = [_tuned(curve) for curve in curves]
         # Between Shapes, init draws differ even at one seed: only points of different Shapes tell that noise.
         sigma = stats.sigma_delta([kept for point in losses if (kept := stats.usable(point)) is not None])
         points = self._points(asked, contenders, curves, losses, sigma)
         ranking = ranked(losses, sigma)
-        finding = Finding(
-            stage=self.name or self.kind,
-            kind=self.kind,
-            title=self.title,
+        finding = self.finding(
             before=incumbent,
             after=incumbent,
-            on_path=False,
             shapes=points,
             headline=self._headline(points, ranking),
             sigma_delta=None if sigma is None else sigma.value,
             summary=(*self._result(points, ranking), *self._caveats(asked.context, points)),
         )
         return Conclusion(state, finding)
-
-    def _train(self, asked: Asked, curves: Sequence[Curve]) -> None:
-        seeds = sweep.chosen_seeds(asked.context, self.n_seeds)
-        sweep.train(asked, curves, [self.elr_offsets] * len(curves), seeds)
-        while len(self.elr_offsets) > 1:
-            # Where every point diverged the grid goes down, as for any learning rate that is too high.
-            edge = [curve for curve in curves if curve.extended < self.extend and (curve.at_edge or curve.best is None)]
-            if not edge:
-                return
-            sweep.train(asked, edge, [[curve.beyond()] for curve in edge], seeds)
-            for curve in edge:
-                curve.extended += 1
 
     def _points(
         self,

@@ -111,6 +111,25 @@ def train(asked: Asked, curves: Sequence[Curve], wanted: Sequence[Sequence[float
         curve.losses[offset] = losses
 
 
+def train_grid(
+    asked: Asked,
+    curves: Sequence[Curve],
+    offsets: Sequence[float],
+    seeds: Sequence[int],
+    extend: int,
+    down: bool = True,
+) -> None:
+    """Fill every curve's grid; extend each alone by its own spacing, at most ``extend`` times, while its edge is best.
+
+    ``down``: where every point diverged the grid goes down, as for any learning rate that is too high.
+    """
+    train(asked, curves, [offsets] * len(curves), seeds)
+    while edge := [c for c in curves if c.extended < extend and (c.at_edge or (down and c.best is None))]:
+        train(asked, edge, [[curve.beyond()] for curve in edge], seeds)
+        for curve in edge:
+            curve.extended += 1
+
+
 def noise(curves: Sequence[Curve]) -> Sigma | None:
     """σ_Δ pooled over the curves of one centre; from the scatter about their parabolas where there is one seed."""
     points = {(curve.axis if offset else "centre", offset): v for curve in curves for offset, v in curve.near().items()}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from mup_tune.channels import at_depth
 from mup_tune.errors import UserError
-from mup_tune.search.stage import Context
+from mup_tune.search.stage import Context, each_once
 from mup_tune.search.stages.shapes import Contender, ShapeComparison
 from mup_tune.shape import Positive, Shape
 
@@ -17,14 +17,7 @@ class WidthDepth(ShapeComparison):
     """Trains the proxy at each of ``depths``, its width chosen so that the parameters stay equal."""
 
     kind: Literal["shape"] = "shape"
-    depths: Annotated[tuple[Positive, ...], Field(min_length=1)]
-
-    @field_validator("depths")
-    @classmethod
-    def _each_once(cls, depths: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(depths)) != len(depths):
-            raise ValueError(f"{list(depths)} names a depth twice")
-        return depths
+    depths: Annotated[tuple[Positive, ...], Field(min_length=1), each_once("depth")]
 
     @property
     def title(self) -> str:
