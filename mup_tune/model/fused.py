@@ -18,7 +18,17 @@ from torch import Tensor
 
 from mup_tune.model import attention as reference
 from mup_tune.model.falcon_h1 import Population
-from mup_tune.model.kernels import attention, attention_backward, conv, embedding, loss, norm, ssd, swiglu
+from mup_tune.model.kernels import (
+    attention,
+    attention_backward,
+    conv,
+    conv_backward,
+    embedding,
+    loss,
+    norm,
+    ssd,
+    swiglu,
+)
 from mup_tune.model.storage import Leaf, Storage, Vector
 from mup_tune.shape import Shape
 from mup_tune.trial import IGNORED_TARGET
@@ -163,7 +173,9 @@ class _Mixer(torch.autograd.Function):
                 vectors[name].set(gradient)
             taps = vectors["conv1d_weight"].parts, vectors["conv1d_bias"].parts
             padding = parts.padding(d_in_PNW)
-            conv.conv_silu_backward(d_xBC, conv_in, *_taps(value), sequence.documents_BT, d_conv, padding, *taps)
+            conv_backward.conv_silu_backward(
+                d_xBC, conv_in, *_taps(value), sequence.documents_BT, d_conv, padding, *taps
+            )
         else:
             parts.padding(d_in_PNW).zero_()
         return d_in_PNW, None, None, None

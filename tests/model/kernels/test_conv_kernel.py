@@ -9,7 +9,7 @@ from near import DEVICE, DTYPES, Parts, assert_near, columns, nan_memory, normal
 from torch import Tensor
 
 pytest.importorskip("triton")
-from mup_tune.model.kernels import conv
+from mup_tune.model.kernels import conv, conv_backward
 from mup_tune.model.layers import causal_conv
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -36,7 +36,7 @@ def check(P: int, documents: Tensor, C: int, taps: int, dtype: torch.dtype) -> N
     assert y.is_contiguous()
     assert_near(y, y_twin, dtype)
     weight_parts, bias_parts, zeroed = Parts(P, C * taps), Parts(P, C), d_x_buffer[..., 16 + C : 16 + C + 5]
-    conv.conv_silu_backward(d_y, x, weight, bias, documents, d_x, zeroed, weight_parts, bias_parts)
+    conv_backward.conv_silu_backward(d_y, x, weight, bias, documents, d_x, zeroed, weight_parts, bias_parts)
     d_weight, d_bias = weight_parts.sum().view(P, C, taps), bias_parts.sum()
     assert_near(d_x, x_twin.grad, dtype)
     assert_near(d_weight, weight_twin.grad, torch.float32)
@@ -56,7 +56,7 @@ def test_output_and_gradients(taps: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("mean_length", [1.0, 3.0, 1e9])
 @pytest.mark.parametrize("T", [1, 3, 16, 35])
 def test_runs_blocks_and_documents_meet_anywhere(T: int, mean_length: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"CHANNELS": 4, "RUNS": (8,), "PROGRAMS": 1, "FORWARD_CHUNK": 4}.items():
+    for name, value in {"CHANNELS": 4, "RUNS": (8,), "PROGRAMS": 1, "CHUNK": 4}.items():
         monkeypatch.setattr(conv, name, value)
     check(1, random_documents(1, T, mean_length, seed=T), 6, 4, torch.float32)
 
@@ -72,7 +72,7 @@ def test_a_dead_member_and_a_dead_row_stay_alone() -> None:
     x[1, 0, 3] = nan
     y = conv.conv_silu(x, weight, bias, documents)
     weight_parts, bias_parts = Parts(2, 8 * 4), Parts(2, 8)
-    conv.conv_silu_backward(d_y, x, weight, bias, documents, d_x, d_x[..., 8:], weight_parts, bias_parts)
+    conv_backward.conv_silu_backward(d_y, x, weight, bias, documents, d_x, d_x[..., 8:], weight_parts, bias_parts)
     for value in (y[0], y[1, 1], y[1, 0, :3], d_x[0], d_x[1, 1], weight_parts.sum()[0], bias_parts.sum()[0]):
         assert value.isfinite().all()
 
