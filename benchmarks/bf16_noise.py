@@ -2,8 +2,8 @@
 
     python benchmarks/bf16_noise.py --corpus corpus --shape gpu-256 --tokens 2000000 --seeds 4
 
-Members differ in their seed alone. The difference of the two dtypes is paired by seed; beside it stands how far seeds
-lie apart.
+Members differ in their seed alone. The difference of the two dtypes is paired by seed; beside it stands how
+far seeds lie apart.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     python benchmarks/gpu.py --sizes S --slice 60                 # and train S at the best P for a minute
     python benchmarks/gpu.py --profile S 16 16384                 # one step kernel by kernel
 
-Tokens/s are over all members of a side. Sides of one size and batch are timed in turn, round after round; a row is the
-median of its rounds. Times are wall time of many steps that were queued without waiting. MFU is model FLOPs
-(``Shape.flops_per_token``: attention over whole rows) by the bf16 matrix product measured first. A side's first round
-runs alone on the device; its peak memory is from there.
+Tokens/s are over all members of a side. Sides of one size and batch are timed in turn, round after round; a
+row is the median of its rounds. Times are wall time of many steps that were queued without waiting. MFU is
+model FLOPs (``Shape.flops_per_token``: attention over whole rows) by the bf16 matrix product measured first.
+A side's first round runs alone on the device; its peak memory is from there.
 """
 
 from __future__ import annotations

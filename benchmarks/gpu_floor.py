@@ -1,12 +1,13 @@
 """How fast could a training step be? FLOPs and bytes that the fused step cannot do without, and the time they take.
 
-Bytes are those of the fused design (``mup_tune.model.fused``) if no cache helps: every kernel reads its inputs once and
-writes its outputs once. Residual stream, embedding, masters and moments are fp32; activations, logits, work copies of
-matrices and their gradients are bf16. Left out, so that a floor stays a floor: statistics of norms and softmax, states
-that a scan keeps, padding, and everything of one value a head or channel.
+Bytes are those of the fused design (``mup_tune.model.fused``) if no cache helps: every kernel reads its
+inputs once and writes its outputs once. Residual stream, embedding, masters and moments are fp32;
+activations, logits, work copies of matrices and their gradients are bf16. Left out, so that a floor stays a
+floor: statistics of norms and softmax, states that a scan keeps, padding, and everything of one value a head
+or channel.
 
-Symbols: N tokens of a member step, T of a row, D d_model, W columns of a mixer's input projection, E of its output
-projection, F d_ff, V vocabulary.
+Symbols: N tokens of a member step, T of a row, D d_model, W columns of a mixer's input projection, E of its
+output projection, F d_ff, V vocabulary.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Floor:
     Attributes:
         parts: of each part, the longer of its arithmetic and its traffic.
         total: the parts one after another.
-        kernels: every operation takes the longer of its own two: what perfect kernels, one after another, could reach.
+        kernels: every operation takes the longer of its own two: what perfect kernels, one after another,
+        could reach.
     """
 
     parts: dict[str, float]
@@ -61,7 +63,8 @@ def operations(shape: Shape, tokens: int, seq_len: int) -> list[Operation]:
 
     Args:
         tokens: N, of all rows of the step.
-        seq_len: T. Attention is counted over whole rows, as in ``flops_per_token``, also where documents end earlier.
+        seq_len: T. Attention is counted over whole rows, as in ``flops_per_token``, also where documents end
+        earlier.
 
     Raises:
         ValueError: a block order other than SA_M.

@@ -95,7 +95,8 @@ class Device:
     def machine(self) -> Machine:
         """The best of many short trials each: an 8192³ product of random bf16 matrices, and a copy of 4 GiB.
 
-        Short, because a second of products already runs into the power limit, and the lower rate would flatter MFUs.
+        Short, because a second of products already runs into the power limit, and the lower rate would
+        flatter MFUs.
         """
         width, size = (8192, 2**30) if self.is_cuda else (256, 2**20)
         a, b = (torch.randn(width, width, device=self.name, dtype=torch.bfloat16) for _ in range(2))

@@ -43,8 +43,8 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Random batches on the CPU. Token frequencies follow Zipf's law, as those of text do: some rows of the embedding
-    then collect many gradients. Documents start at random, ``DOCUMENTS_A_ROW`` a row on average."""
+    """Random batches on the CPU. Token frequencies follow Zipf's law, as those of text do: some rows of the
+    embedding then collect many gradients. Documents start at random, ``DOCUMENTS_A_ROW`` a row on average."""
 
     def __init__(self, vocab_size: int, rows: int, seq_len: int, seed: int = 0) -> None:
         self._generator = np.random.default_rng(seed)
@@ -90,8 +90,8 @@ class Fused:
 class Baseline:
     """One trial through ``transformers``: bf16 autocast over fp32 parameters, fused AdamW, gradient clipping.
 
-    Rows are one document each: plain ``transformers`` does not reset at document starts. Without a cache of past
-    states, since that would keep it off its fused path.
+    Rows are one document each: plain ``transformers`` does not reset at document starts. Without a cache of
+    past states, since that would keep it off its fused path.
 
     Args:
         pieces: a step's rows go through in this many pieces, for shapes whose activations would not fit.
@@ -149,8 +149,9 @@ def baseline(shape: Shape, batches: Sequence[Batch], device: str) -> Baseline:
 def transformers_model(shape: Shape, seq_len: int, device: str) -> nn.Module:
     """``FalconH1ForCausalLM`` of this Shape at its own init, with the fastest kernels that this machine has.
 
-    ``transformers`` takes them from installed packages if those can be imported, and from its hub otherwise. The hub is
-    switched off. mamba-ssm without its CUDA extension is made importable: Falcon-H1 needs its Triton kernels only.
+    ``transformers`` takes them from installed packages if those can be imported, and from its hub otherwise.
+    The hub is switched off. mamba-ssm without its CUDA extension is made importable: Falcon-H1 needs its
+    Triton kernels only.
     """
     os.environ.setdefault("USE_HUB_KERNELS", "NO")
     os.environ.setdefault("TRITON_F32_DEFAULT", "tf32")  # Triton's own default; our use of mamba-ssm wants another

@@ -1,9 +1,9 @@
 """What the fits of mup_tune.stats are worth on landscapes whose truth is known, and how often ``micro`` errs.
 
-Losses are simulated as (landscape) + (seed, shared by all points) + (noise), on a grid of factors of 2 with σ_Δ from
-the points themselves, as ``elr_ewd`` does it. Shares are over draws; a CI is honest where it covers 90 to 99 %. The
-second table is on groups of 12: how often any multiplier of a flat group moves, and how often one that matters does.
-Run: ``python benchmarks/landscapes.py [DRAWS]``.
+Losses are simulated as (landscape) + (seed, shared by all points) + (noise), on a grid of factors of 2 with
+σ_Δ from the points themselves, as ``elr_ewd`` does it. Shares are over draws; a CI is honest where it covers
+90 to 99 %. The second table is on groups of 12: how often any multiplier of a flat group moves, and how often
+one that matters does. Run: ``python benchmarks/landscapes.py [DRAWS]``.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ def measure(name: str, seeds: int, noise: float, draws: int) -> Measured:
 def group(distance: float, seeds: int, noise: float, draws: int) -> tuple[float, float]:
     """Shares of groups of 12 with a flat multiplier moved, and with the one whose optimum is ``distance`` away moved.
 
-    Decided as ``micro`` does, on the first grid: σ_Δ pooled over the group, Bonferroni over points, Holm over axes.
+    Decided as ``micro`` does, on the first grid: σ_Δ pooled over the group, Bonferroni over points, Holm over
+    axes.
     """
     rng, centre = (
         np.random.default_rng([seeds, round(1e6 * noise), round(10 * distance)]),

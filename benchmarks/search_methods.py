@@ -2,14 +2,15 @@
 
     python benchmarks/search_methods.py --out runs/search-methods --executor inline
 
-A repeat runs, on tuning seeds and a data order of its own: the plan's stages without its baselines and confirmation
-("staged"); one `joint` stage over ELR and all multipliers around `untuned`, one seed a candidate, by TPE and by random
-search, for the FLOPs that staged spent (counted in its journal; centre and verification are paid from them too); and
-ELR alone. Every result then meets `untuned` on the same fresh seeds and on a data order that tuned nothing.
+A repeat runs, on tuning seeds and a data order of its own: the plan's stages without its baselines and
+confirmation ("staged"); one `joint` stage over ELR and all multipliers around `untuned`, one seed a
+candidate, by TPE and by random search, for the FLOPs that staged spent (counted in its journal; centre and
+verification are paid from them too); and ELR alone. Every result then meets `untuned` on the same fresh seeds
+and on a data order that tuned nothing.
 
-Gains are paired by seed, nats/token. A repeat's CI is Student's t over its seeds: it says how sure these settings are.
-The CI over repeats is Student's t over the repeats' mean gains: it says how sure the method is, and from three repeats
-(2 degrees of freedom) it is wide. All parts are run folders: the same command resumes.
+Gains are paired by seed, nats/token. A repeat's CI is Student's t over its seeds: it says how sure these
+settings are. The CI over repeats is Student's t over the repeats' mean gains: it says how sure the method is,
+and from three repeats (2 degrees of freedom) it is wide. All parts are run folders: the same command resumes.
 """
 
 from __future__ import annotations

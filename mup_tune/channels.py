@@ -1,7 +1,8 @@
 """Shapes at equal parameters: inner channels shared in eighths, and width traded for depth (arXiv 2507.22448, §2).
 
-The inner channels C = d_ssm + d_attn + d_ff are cut into eight chunks, shared by SSM, attention and MLP. Head dims,
-d_state, groups and query heads per KV head stay as they are; d_ff absorbs what is left of the parameter count.
+The inner channels C = d_ssm + d_attn + d_ff are cut into eight chunks, shared by SSM, attention and MLP. Head
+dims, d_state, groups and query heads per KV head stay as they are; d_ff absorbs what is left of the parameter
+count.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def split(shape: Shape, ratio: Ratio, block_order: BlockOrder = "SA_M") -> Shape
     """``shape`` with its inner channels shared as ``ratio`` says, in ``block_order``, at equal parameters.
 
     Raises:
-        UserError: a chunk holds no whole number of heads, or equal parameters would change d_ff by more than 25 %.
+        UserError: a chunk holds no whole number of heads, or equal parameters would change d_ff by more than
+        25 %.
     """
     ssm_unit, attention_unit = _units(shape)
     total, unit = _inner_channels(shape), EIGHTHS * lcm(ssm_unit, attention_unit)
@@ -152,7 +154,8 @@ def at_depth(shape: Shape, depth: int) -> Shape:
     """``shape`` with ``depth`` layers at equal parameters: width traded for depth, in steps that need no rounding.
 
     Raises:
-        UserError: no width comes near enough for d_ff to absorb the rest; the nearest depths that work are named.
+        UserError: no width comes near enough for d_ff to absorb the rest; the nearest depths that work are
+        named.
     """
     if depth < 1:
         raise UserError(f"{depth} is not allowed: a Shape has at least one layer", field="depths")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mup_tune.errors import UserError, unknown
 
 
-class Model(BaseModel):
+class FrozenModel(BaseModel):
     """A frozen value read from a file: unknown keys are errors, ``name`` is a label that never enters a hash."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,7 +1,7 @@
 """What a stage learned, as data: written by the stages, journalled with the run, drawn by the report.
 
-Losses and gains are nats/token; a gain is positive where the loss falls. Offsets are log2 of the factor on an axis'
-value, relative to the incumbent the stage started from. Intervals are 95 % CIs.
+Losses and gains are nats/token; a gain is positive where the loss falls. Offsets are log2 of the factor on an
+axis' value, relative to the incumbent the stage started from. Intervals are 95 % CIs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mup_tune.files import Model
+from mup_tune.files import FrozenModel
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 
@@ -21,8 +21,9 @@ from mup_tune.shape import Shape
 class State:
     """What stages hand on: the best Settings so far, named ones to compare with, and what was learned on the way.
 
-    ``sensitivity``: curvature of the loss along an axis, in nats/token per (log2)², of the last stage that fitted it.
-    ``flops``: spent so far by the stages that search for the incumbent, trials of other references left out.
+    ``sensitivity``: curvature of the loss along an axis, in nats/token per (log2)², of the last stage that
+    fitted it. ``flops``: spent so far by the stages that search for the incumbent, trials of other references
+    left out.
     """
 
     incumbent: Settings
@@ -46,7 +47,7 @@ class State:
         return cls(incumbent, references, dict(data["sensitivity"]), float(data["flops"]))
 
 
-class Interval(Model):
+class Interval(FrozenModel):
     """An estimate with its 95 % CI."""
 
     value: float
@@ -54,7 +55,7 @@ class Interval(Model):
     high: float
 
 
-class Point(Model):
+class Point(FrozenModel):
     """One grid point of an axis: loss per seed in seed order, None where the member diverged."""
 
     offset: float
@@ -62,11 +63,11 @@ class Point(Model):
     losses: dict[int, float | None]
 
 
-class Fit(Model):
+class Fit(FrozenModel):
     """Log-parabola loss ≈ floor + ½·curvature·(offset − optimum)²; curvature in nats per (log2)².
 
-    ``lack_of_fit``: p-value of the test that a parabola misses more than the seeds' noise, None without replicates.
-    ``robust``: the parabola did not hold, and the fit is the fallback's.
+    ``lack_of_fit``: p-value of the test that a parabola misses more than the seeds' noise, None without
+    replicates. ``robust``: the parabola did not hold, and the fit is the fallback's.
     """
 
     optimum: Interval
@@ -80,7 +81,7 @@ class Fit(Model):
 Decision = Literal["moved", "kept", "flat", "edge", "not identifiable", "dropped"]
 
 
-class AxisFinding(Model):
+class AxisFinding(FrozenModel):
     """One axis of a stage: its grid, its fit where one is possible, what was decided and why (a sentence).
 
     ``pass_``: which pass over the group it is from, 1-based.
@@ -98,10 +99,11 @@ class AxisFinding(Model):
     why: str
 
 
-class Comparison(Model):
+class Comparison(FrozenModel):
     """Paired comparison over seeds: gain = loss(reference) − loss(candidate).
 
-    ``by_source``: the same gain on each source of a mixture alone, by its name; empty where there is one source.
+    ``by_source``: the same gain on each source of a mixture alone, by its name; empty where there is one
+    source.
     """
 
     candidate: str
@@ -113,12 +115,13 @@ class Comparison(Model):
     by_source: dict[str, Interval] = Field(default_factory=dict)
 
 
-class BasinSize(Model):
+class BasinSize(FrozenModel):
     """One size in a :class:`Basin`. ``drift`` and ``regret`` are against the family's smallest size.
 
-    ``optimum``: log2 offset; None where the grid does not hold it, whatever the parabola of ``fit`` says. ``drift``:
-    optimum here − optimum there, in log2. ``regret``: what the smallest size's optimum costs here, in nats/token.
-    ``best_offset``: the trained point with the lowest mean loss. ``note`` says why something is missing.
+    ``optimum``: log2 offset; None where the grid does not hold it, whatever the parabola of ``fit`` says.
+    ``drift``: optimum here − optimum there, in log2. ``regret``: what the smallest size's optimum costs here,
+    in nats/token. ``best_offset``: the trained point with the lowest mean loss. ``note`` says why something
+    is missing.
     """
 
     label: str
@@ -138,7 +141,7 @@ class BasinSize(Model):
         return next((point for point in self.points if point.offset == self.best_offset), None)
 
 
-class Basin(Model):
+class Basin(FrozenModel):
     """Loss against one hyperparameter at every size of a family, smallest first, under one parametrisation.
 
     ``verdict`` is about the drift of the largest size's optimum; ``why`` is a sentence.
@@ -151,14 +154,15 @@ class Basin(Model):
     why: str
 
 
-class ShapePoint(Model):
+class ShapePoint(FrozenModel):
     """One Shape of a comparison at equal parameters, trained at the ELR of ``elr_offset`` (its best one, log2).
 
     The first point of a Finding is always the proxy.
 
-    ``channels`` is SSM:attention:MLP in eighths, empty where channels were not split so. ``gain``: loss(proxy) −
-    loss(this), paired, each at its own best ELR; None at the proxy itself. ``tokens_per_s``: of one pack while
-    training, ``members`` members together. ``on_front``: no other Shape is both better and faster.
+    ``channels`` is SSM:attention:MLP in eighths, empty where channels were not split so. ``gain``:
+    loss(proxy) − loss(this), paired, each at its own best ELR; None at the proxy itself. ``tokens_per_s``: of
+    one pack while training, ``members`` members together. ``on_front``: no other Shape is both better and
+    faster.
     """
 
     label: str
@@ -175,7 +179,7 @@ class ShapePoint(Model):
     on_front: bool
 
 
-class LengthCurve(Model):
+class LengthCurve(FrozenModel):
     """Validation loss against the RoPE base at ``factor`` times the training length, on the same text at each."""
 
     factor: int
@@ -183,7 +187,7 @@ class LengthCurve(Model):
     points: tuple[Point, ...]
 
 
-class Candidate(Model):
+class Candidate(FrozenModel):
     """One point of a joint search, in the order proposed: log2 offsets by axis from the incumbent, loss per seed."""
 
     round: int
@@ -191,7 +195,7 @@ class Candidate(Model):
     losses: dict[int, float | None]
 
 
-class Search(Model):
+class Search(FrozenModel):
     """A joint search: its sampler, its box of ±``radius`` log2 around the centre, all candidates, the best one."""
 
     sampler: str
@@ -202,10 +206,11 @@ class Search(Model):
     best: int | None
 
 
-class Finding(Model):
+class Finding(FrozenModel):
     """All that one stage learned. ``summary`` is prose for people, a sentence an entry.
 
-    ``headline``: what a run that claims no gain puts on top of its page, for stages that measure rather than tune.
+    ``headline``: what a run that claims no gain puts on top of its page, for stages that measure rather than
+    tune.
 
     ``on_path`` is false where ``after`` was tuned only to be compared with: the incumbent did not change.
     """

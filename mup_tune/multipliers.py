@@ -1,8 +1,9 @@
 """The registry of Falcon-H1's 35 µP multipliers: 12 forward, 16 learning-rate, 7 weight-decay.
 
 The split 12 + 16 + 7 is arXiv 2601.04890 §2. The published base values are those of the released configs
-(arXiv 2507.22448); the width rules are fitted to them and reproduce every released value. Which parameters the 23
-LR and WD multipliers belong to is inferred from the counts and the report's names: their values are not public.
+(arXiv 2507.22448); the width rules are fitted to them and reproduce every released value. Which parameters
+the 23 LR and WD multipliers belong to is inferred from the counts and the report's names: their values are
+not public.
 
 This file is data. What the multipliers do to a parameter is :mod:`mup_tune.roles`.
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
 
-from mup_tune.files import Model
+from mup_tune.files import FrozenModel
 from mup_tune.shape import NonNegative, Positive, Shape
 
 Kind = Literal["forward", "lr", "wd"]
@@ -22,7 +23,7 @@ DepthRule = Literal["none", "completep"]
 REPORT, LEARNABLE, FITTED = "arXiv 2507.22448", "arXiv 2601.04890 §2", "fit to the released configs"
 
 
-class Base(Model):
+class Base(FrozenModel):
     """The base Shape of some Settings: the sizes at which every width and depth factor is 1."""
 
     d_model: Positive

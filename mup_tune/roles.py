@@ -1,8 +1,8 @@
 """The role table: the only owner of every scaling.
 
-``role_table(shape, settings)`` resolves, once, what each parameter slice of a Falcon-H1 model gets: init, forward
-multiplier, LR, WD and eps. The model, the optimizer, the exports and the printed tables all read it; nothing hangs
-scaling state on parameters or modules.
+``role_table(shape, settings)`` resolves, once, what each parameter slice of a Falcon-H1 model gets: init,
+forward multiplier, LR, WD and eps. The model, the optimizer, the exports and the printed tables all read it;
+nothing hangs scaling state on parameters or modules.
 """
 
 from __future__ import annotations

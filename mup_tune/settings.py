@@ -1,7 +1,7 @@
 """Settings: every number that may differ between two models of one Shape and Budget, stored as base values.
 
-Global axes (arXiv 2507.22448): ELR = √(η·λ), EWD = √(λ/η), so η = ELR/EWD and λ = ELR·EWD, with AdamW's coupled
-decay θ ← θ − η·λ·θ.
+Global axes (arXiv 2507.22448): ELR = √(η·λ), EWD = √(λ/η), so η = ELR/EWD and λ = ELR·EWD, with AdamW's
+coupled decay θ ← θ − η·λ·θ.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from mup_tune.errors import UserError, unknown
-from mup_tune.files import Model, dump_yaml, read_yaml, validated
+from mup_tune.files import FrozenModel, dump_yaml, read_yaml, validated
 from mup_tune.multipliers import BY_NAME, FALCON_H1_BASE, MULTIPLIERS, NAMES, Base, DepthRule
 from mup_tune.shape import Shape
 
@@ -24,12 +24,12 @@ ELR_0, EWD_0 = sqrt(ETA * LAMBDA), sqrt(LAMBDA / ETA)
 GLOBAL_AXES = ("elr", "ewd", "rope_base")
 
 
-class Init(Model):
+class Init(FrozenModel):
     """Std of the training init at the base Shape, and the rule that carries the hidden matrices' to any Shape.
 
-    ``rule: fan_in`` multiplies a hidden matrix' base std by √(fan_in/fan_in₀), the abc-equivalent of µP's 1/√fan_in
-    with a learning rate ∝ 1/fan_in (arXiv 2203.03466, Table 8); ``constant`` is what released configs say.
-    Embedding and lm_head keep their base std at every Shape. ``rsqrt_fan_in`` means fan_in₀^-½.
+    ``rule: fan_in`` multiplies a hidden matrix' base std by √(fan_in/fan_in₀), the abc-equivalent of µP's
+    1/√fan_in with a learning rate ∝ 1/fan_in (arXiv 2203.03466, Table 8); ``constant`` is what released
+    configs say. Embedding and lm_head keep their base std at every Shape. ``rsqrt_fan_in`` means fan_in₀^-½.
     """
 
     rule: Literal["fan_in", "constant"] = "fan_in"
@@ -38,11 +38,11 @@ class Init(Model):
     lm_head: PositiveFloat | Literal["rsqrt_fan_in", "zero"] = 0.02
 
 
-class Settings(Model):
+class Settings(FrozenModel):
     """One point of the search: global ELR and EWD, the 35 multipliers, RoPE base, init; relative to ``base``.
 
-    A multiplier left out of a file is 1. ``depth_rule: completep`` scales the residual branches by L₀/L (arXiv
-    2505.01618, α = 1), L₀ being the base's; ``none`` is Falcon-H1's.
+    A multiplier left out of a file is 1. ``depth_rule: completep`` scales the residual branches by L₀/L
+    (arXiv 2505.01618, α = 1), L₀ being the base's; ``none`` is Falcon-H1's.
     """
 
     name: str = ""
@@ -120,7 +120,8 @@ def load_settings(name_or_file: str, proxy: Shape | None) -> Settings:
     """Named Settings, or those of a YAML file.
 
     Args:
-        name_or_file: ``untuned``, ``falcon-h1-published``, or a file that ``Settings.to_yaml`` or a user wrote.
+        name_or_file: ``untuned``, ``falcon-h1-published``, or a file that ``Settings.to_yaml`` or a user
+        wrote.
         proxy: the base Shape of ``untuned``; not needed for the others.
     """
     if name_or_file == "falcon-h1-published":

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from mup_tune.errors import UserError
-from mup_tune.files import Model, find, read_yaml, validated
+from mup_tune.files import FrozenModel, find, read_yaml, validated
 
 
 def _whole(value: object) -> object:
@@ -20,16 +20,16 @@ NonNegative = Annotated[int, BeforeValidator(_whole), Field(ge=0, strict=True)]
 BlockOrder = Literal["SA_M", "SAM", "S_A_M"]
 
 
-class Shape(Model):
+class Shape(FrozenModel):
     """The sizes of one Falcon-H1 model. ``d_ssm = 0`` leaves the Mamba-2 branch out.
 
     Derived sizes: ``d_attn = n_heads · head_dim``, ``d_kv = n_kv_heads · head_dim``,
     ``n_ssm_heads = d_ssm / ssm_head_dim``, ``d_conv = d_ssm + 2 · n_groups · d_state``.
 
-    ``block_order`` (arXiv 2507.22448, §2): ``SA_M`` adds SSM and attention together, then the MLP; ``SAM`` all three
-    together; ``S_A_M`` one after the other. *Inferred*, so that parameters and the 35 multipliers are comparable: a
-    branch keeps its norm in every order, and in ``S_A_M`` attention gets one of its own. Without an SSM branch
-    ``S_A_M`` is ``SA_M``.
+    ``block_order`` (arXiv 2507.22448, §2): ``SA_M`` adds SSM and attention together, then the MLP; ``SAM``
+    all three together; ``S_A_M`` one after the other. *Inferred*, so that parameters and the 35 multipliers
+    are comparable: a branch keeps its norm in every order, and in ``S_A_M`` attention gets one of its own.
+    Without an SSM branch ``S_A_M`` is ``SA_M``.
     """
 
     name: str = ""
@@ -105,10 +105,10 @@ class Shape(Model):
     def flops_per_token(self, seq_len: int) -> float:
         """Training FLOPs per token (forward + backward = 3 × forward; a multiply-add is 2).
 
-        6 · matmul parameters (incl. lm_head)
-        + attention: per layer QKᵀ and AV over a causal mean of T/2 keys, 2 · 2 · d_attn · T/2 forward → 6 · d_attn · T
-        + SSD: per layer state update and read-out, 2 · 2 · d_state · d_ssm forward → 12 · d_state · d_ssm.
-        The chunked algorithm's extra products are an implementation's cost, not the model's (arXiv 2405.21060, §6).
+        6 · matmul parameters (incl. lm_head) + attention: per layer QKᵀ and AV over a causal mean of T/2
+        keys, 2 · 2 · d_attn · T/2 forward → 6 · d_attn · T + SSD: per layer state update and read-out, 2 · 2
+        · d_state · d_ssm forward → 12 · d_state · d_ssm. The chunked algorithm's extra products are an
+        implementation's cost, not the model's (arXiv 2405.21060, §6).
         """
         attention = 6 * self.d_attn * seq_len
         ssd = 12 * self.d_state * self.d_ssm
@@ -131,7 +131,8 @@ def scaled(shape: Shape, width: int, depth: int | None = None) -> Shape:
     """``shape`` at another width (and depth): every channel count in proportion, head dims and d_state as they are.
 
     Raises:
-        UserError: a count would have to be rounded; a check across sizes compares like with like or not at all.
+        UserError: a count would have to be rounded; a check across sizes compares like with like or not at
+        all.
     """
     counts = {
         field: getattr(shape, field) * width / shape.d_model for field in ("n_heads", "n_kv_heads", "d_ssm", "d_ff")

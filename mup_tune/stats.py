@@ -1,8 +1,9 @@
 """Fits and intervals for few seeds: paired gains, σ_Δ, log-parabolas with a test of their fit, Holm.
 
 Losses are nats/token per seed. Trials of one seed share batches and init draws, so a loss is modelled as
-(point) + (seed) + (noise), and only differences at equal seeds are compared. All intervals are two-sided 95 % CIs of
-the seed noise; where a parabola is seen to miss the landscape, what local fits disagree about is in them too.
+(point) + (seed) + (noise), and only differences at equal seeds are compared. All intervals are two-sided 95 %
+CIs of the seed noise; where a parabola is seen to miss the landscape, what local fits disagree about is in
+them too.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ RESAMPLES = 2000
 FAR = 10.0  # a point this many times the median excess above the minimum is a cliff, no part of a parabola
 MISFIT = 0.3  # what a parabola is trusted to miss of a point's excess over the minimum
 MIN_R2 = 0.5
-# A parabola that misses its points at this level gives way to local fits. benchmarks/landscapes.py chose the level and
-# the margins: at 0.05 two noisy seeds leave so many skewed bowls to a parabola that its CI covers 89 %.
+# A parabola that misses its points at this level gives way to local fits. benchmarks/landscapes.py chose the
+# level and the margins: at 0.05 two noisy seeds leave so many skewed bowls to a parabola that its CI covers
+# 89 %.
 MISFIT_LEVEL = 0.1
 LOCAL_DEGREES = (2, 3, 4)
 LOCAL_MARGIN, CURVATURE_MARGIN = 0.15, 0.25  # added to the CIs: of the grid's spacing at the minimum, of the curvature
@@ -57,10 +59,10 @@ class Estimate:
 class Parabola:
     """loss ≈ floor + ½·curvature·(offset − optimum)² around the best point; offsets in log2.
 
-    ``optimum.value`` never leaves the points it was fitted to, its CI may. ``edge``: the best point is the first or
-    last one trained, so the true optimum may lie beyond. ``lack_of_fit``: p-value of :func:`lack_of_fit`. ``robust``:
-    it was below 0.1 and the numbers are those of local fits; ``curvature`` is then that of the bowl's bottom, the mean
-    over about one step of the grid on either side.
+    ``optimum.value`` never leaves the points it was fitted to, its CI may. ``edge``: the best point is the
+    first or last one trained, so the true optimum may lie beyond. ``lack_of_fit``: p-value of
+    :func:`lack_of_fit`. ``robust``: it was below 0.1 and the numbers are those of local fits; ``curvature``
+    is then that of the bowl's bottom, the mean over about one step of the grid on either side.
     """
 
     optimum: Estimate
@@ -81,8 +83,9 @@ def usable(losses: Losses) -> dict[int, float] | None:
 def sigma_delta(points: Sequence[Mapping[int, float]]) -> Sigma | None:
     """σ_Δ = √2 · SD of what is left after every point's and every seed's mean is taken out; None below 2 × 2.
 
-    Of K points (the centre is one) and n seeds, (K − 1)(n − 1) degrees of freedom remain. Differences from the centre
-    alone would all carry the centre's own noise, and their number would promise more than 4(n − 1) are worth.
+    Of K points (the centre is one) and n seeds, (K − 1)(n − 1) degrees of freedom remain. Differences from
+    the centre alone would all carry the centre's own noise, and their number would promise more than 4(n − 1)
+    are worth.
     """
     seeds = _common(points)
     if len(points) < 2 or len(seeds) < 2:
@@ -96,7 +99,8 @@ def sigma_delta(points: Sequence[Mapping[int, float]]) -> Sigma | None:
 def scatter_sigma(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Sigma | None:
     """σ_Δ where there is one seed only: √2 · the scatter about one parabola per curve (offsets, losses).
 
-    What the parabola misses counts as noise, which errs on the careful side. None where no curve has 4 points.
+    What the parabola misses counts as noise, which errs on the careful side. None where no curve has 4
+    points.
     """
     squares, dof = 0.0, 0
     for offsets, losses in curves:
@@ -164,9 +168,9 @@ def argmin(values: Sequence[float | None]) -> int | None:
 def near_minimum(values: Sequence[float | None]) -> list[int]:
     """Indices of the points around the lowest one that a parabola may be fitted to, in order.
 
-    From the lowest point outwards up to, and without, the first one that diverged or is a cliff: its excess over the
-    minimum is more than 10 times the median excess of all points (an even grid on a parabola stays below, at 4 to 9
-    times; told from 4 points on).
+    From the lowest point outwards up to, and without, the first one that diverged or is a cliff: its excess
+    over the minimum is more than 10 times the median excess of all points (an even grid on a parabola stays
+    below, at 4 to 9 times; told from 4 points on).
     """
     best = argmin(values)
     if best is None:
@@ -191,10 +195,10 @@ def near_minimum(values: Sequence[float | None]) -> list[int]:
 def lack_of_fit(x: Sequence[float], points: Sequence[Mapping[int, float]], sigma: Sigma | None = None) -> float | None:
     """p-value of the F test that a parabola misses the points' means by more than the seeds' noise explains.
 
-    F = n·Σ rest²/(K − 3) / (σ_Δ²/2) with K − 3 and σ_Δ's degrees of freedom, ``rest`` about the unweighted parabola of
-    the K means over n seeds (Fisher; Draper & Smith, Applied Regression Analysis, 3rd ed., §2.1). What a seed adds to
-    all points alike is taken up by the parabola's constant and by σ_Δ (:func:`sigma_delta`), so it is no error. None
-    without replicates: below 4 points or 2 seeds.
+    F = n·Σ rest²/(K − 3) / (σ_Δ²/2) with K − 3 and σ_Δ's degrees of freedom, ``rest`` about the unweighted
+    parabola of the K means over n seeds (Fisher; Draper & Smith, Applied Regression Analysis, 3rd ed., §2.1).
+    What a seed adds to all points alike is taken up by the parabola's constant and by σ_Δ
+    (:func:`sigma_delta`), so it is no error. None without replicates: below 4 points or 2 seeds.
     """
     seeds = _common(points)
     sigma = sigma or sigma_delta(points)
@@ -209,19 +213,21 @@ def lack_of_fit(x: Sequence[float], points: Sequence[Mapping[int, float]], sigma
 def fit_parabola(offsets: Sequence[float], losses: Sequence[Losses], sigma: Sigma | None = None) -> Parabola | None:
     """Weighted least-squares parabola through the seed means near the minimum (see :func:`near_minimum`).
 
-    Weights are 1/(SE² + (0.3 · excess over the minimum)²): all points count alike where noise rules, the close ones
-    most where the landscape's own asymmetry does. The optimum's CI comes from 2000 resamples over whole seeds (≥ 3
-    seeds; normal multipliers on the seeds' deviations, widened by t/z at n − 1 dof, so that 3 seeds are covered too),
-    else from the delta method with σ_Δ, else from the scatter about the fit, else it is the fitted points' span.
-    Where :func:`lack_of_fit` is below 0.1, optimum and curvature are those of local fits (:func:`_local`). An optimum
-    at the last point before a cliff may lie anywhere up to the cliff's point, and its CI says so.
+    Weights are 1/(SE² + (0.3 · excess over the minimum)²): all points count alike where noise rules, the
+    close ones most where the landscape's own asymmetry does. The optimum's CI comes from 2000 resamples over
+    whole seeds (≥ 3 seeds; normal multipliers on the seeds' deviations, widened by t/z at n − 1 dof, so that
+    3 seeds are covered too), else from the delta method with σ_Δ, else from the scatter about the fit, else
+    it is the fitted points' span. Where :func:`lack_of_fit` is below 0.1, optimum and curvature are those of
+    local fits (:func:`_local`). An optimum at the last point before a cliff may lie anywhere up to the
+    cliff's point, and its CI says so.
 
     Args:
         offsets: log2 offsets, ascending. losses: per offset, over the same seeds. sigma: σ_Δ of the stage.
 
     Returns:
-        None where the best point is the better answer: fewer than 3 points, no positive curvature, an optimum outside
-        the points though the best one is inside them, or less than half of the (weighted) variance explained.
+        None where the best point is the better answer: fewer than 3 points, no positive curvature, an optimum
+        outside the points though the best one is inside them, or less than half of the (weighted) variance
+        explained.
     """
     values = means(losses)
     block = near_minimum(values)
@@ -279,10 +285,11 @@ def _local(
 ) -> tuple[Estimate, float, Estimate]:
     """(optimum, floor, curvature) where no parabola holds: from all that near fits say, each with its noise.
 
-    The fits are the polynomials of degree 2, 3 and 4 through every run of consecutive points that holds the best point
-    and its two neighbours, and the weighted parabola. Each has its minimum between the neighbours. Values are the
-    medians over the fits; a CI spans the fits' own CIs (500 draws of the means' noise, widened by t/z) and a margin:
-    15 % of the grid's spacing there, 25 % of the curvature. A minimum at an end of all points stands for ``beyond``.
+    The fits are the polynomials of degree 2, 3 and 4 through every run of consecutive points that holds the
+    best point and its two neighbours, and the weighted parabola. Each has its minimum between the neighbours.
+    Values are the medians over the fits; a CI spans the fits' own CIs (500 draws of the means' noise, widened
+    by t/z) and a margin: 15 % of the grid's spacing there, 25 % of the curvature. A minimum at an end of all
+    points stands for ``beyond``.
     """
     best = int(y_K.argmin())
     middle = min(max(best, 1), len(x_K) - 2)

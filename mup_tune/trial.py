@@ -8,20 +8,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mup_tune.files import Model, content_hash
+from mup_tune.files import FrozenModel, content_hash
 from mup_tune.settings import Settings
 from mup_tune.shape import NonNegative, Positive, Shape
 
 IGNORED_TARGET = -100  # among the ids that a batch asks for: not predicted
 
 
-class Budget(Model):
+class Budget(FrozenModel):
     """How long, on how much and in which order a trial trains. Everything is counted in tokens of one member.
 
-    ``lr_decay_to`` is the fraction of the peak that the exponential decay ends at. ``power_onset_tokens`` switches
-    on the Effective Power Schedule (η and λ ∝ t^-¼ from there on; arXiv 2507.22448), null leaves both constant.
-    ``val_lengths`` adds validation at these multiples of ``seq_len``, on one text cut into rows of each length.
-    ``dtype`` is that of matrix products; parameters, decays, softmax and losses are float32 either way.
+    ``lr_decay_to`` is the fraction of the peak that the exponential decay ends at. ``power_onset_tokens``
+    switches on the Effective Power Schedule (η and λ ∝ t^-¼ from there on; arXiv 2507.22448), null leaves
+    both constant. ``val_lengths`` adds validation at these multiples of ``seq_len``, on one text cut into
+    rows of each length. ``dtype`` is that of matrix products; parameters, decays, softmax and losses are
+    float32 either way.
     """
 
     seq_len: Positive
@@ -67,7 +68,7 @@ class Budget(Model):
         return self.total_tokens // self.batch_tokens
 
 
-class Trial(Model):
+class Trial(FrozenModel):
     """(Shape, Budget, Settings, seed). Its hash covers all four and is its identity everywhere."""
 
     shape: Shape
@@ -90,12 +91,13 @@ Status = Literal["ok", "diverged"]
 
 
 @dataclass(frozen=True)
-class Row:
+class TrialResult:
     """A finished trial. ``loss`` is nats/token on the fixed validation batches, NaN if the member diverged.
 
-    ``metrics``: bits_per_byte, train_loss, eta_lambda_T, clipped_fraction, grad_norm, tokens_per_s (this member's
-    share), members (of its pack), flops; ``loss.NAME`` on each source of a mixture; ``loss_x2`` at twice the training
-    length, for every entry of ``val_lengths``. ``reason`` says why and at which step a member diverged.
+    ``metrics``: bits_per_byte, train_loss, eta_lambda_T, clipped_fraction, grad_norm, tokens_per_s (this
+    member's share), members (of its pack), flops; ``loss.NAME`` on each source of a mixture; ``loss_x2`` at
+    twice the training length, for every entry of ``val_lengths``. ``reason`` says why and at which step a
+    member diverged.
     """
 
     trial: Trial
@@ -133,6 +135,6 @@ class PackResult:
     """
 
     pack: Pack
-    rows: tuple[Row, ...]
+    rows: tuple[TrialResult, ...]
     curves: dict[str, list[float]]
     record: dict[str, Any]

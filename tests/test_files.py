@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 
 from mup_tune.errors import UserError
-from mup_tune.files import Model, find, parse_yaml, read_yaml, validated, write_atomic
+from mup_tune.files import FrozenModel, find, parse_yaml, read_yaml, validated, write_atomic
 from mup_tune.shape import Shape, load_shape
 
 
-class _Inner(Model):
+class _Inner(FrozenModel):
     rate: float
 
 
-class _Outer(Model):
+class _Outer(FrozenModel):
     inner: _Inner
     steps: int
 

@@ -179,7 +179,8 @@ def test_hidden_products_scale_as_mup_and_embedding_and_head_init_stay(factor: i
         elif a.init == "normal":
             assert isclose((b.init_std or 0) / (a.init_std or 1), sqrt(b.shape[1] / a.shape[1]))
         assert (a.lr, a.weight_decay, a.eps) == (b.lr, b.weight_decay, b.eps)
-    # q·k carries σ_q σ_k d · key: (√d)² · d · d⁻² = 1; up·down, v·out and x·out likewise one 1/d a contraction
+    # q·k carries σ_q σ_k d · key: (√d)² · d · d⁻² = 1; up·down, v·out and x·out likewise one 1/d a
+    # contraction
     assert isclose(at_large.forward["key"] * factor**2, at_small.forward["key"])
     assert isclose(at_large.forward["mlp_down"] * factor**2, at_small.forward["mlp_down"])
     assert isclose(at_large.forward["attention_out"] * factor**2, at_small.forward["attention_out"])

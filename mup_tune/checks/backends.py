@@ -1,7 +1,7 @@
 """A self-test of what trains: every backend on every device, against float64 PyTorch on the CPU.
 
-Two members with different multipliers read packed documents with ignored targets; the mean losses and all gradients of
-each member are compared by relative norm.
+Two members with different multipliers read packed documents with ignored targets; the mean losses and all
+gradients of each member are compared by relative norm.
 
 Shape suffixes: P members, B rows, T tokens of a row.
 """
@@ -54,8 +54,8 @@ class Tolerance:
     gradient: float
 
 
-# PyTorch itself is off by 2e-5 in float32 and, with every tensor rounded, by 5e-2 in bfloat16: in A_log and dt_bias,
-# whose gradients are sums over all tokens that partly cancel. Products in TF32 would be off by 1e-3.
+# PyTorch itself is off by 2e-5 in float32 and, with every tensor rounded, by 5e-2 in bfloat16: in A_log and
+# dt_bias, whose gradients are sums over all tokens that partly cancel. Products in TF32 would be off by 1e-3.
 TOLERANCES = {torch.float32: Tolerance(1e-5, 2e-4), torch.bfloat16: Tolerance(1e-3, 0.1)}
 
 
@@ -152,8 +152,8 @@ def expected() -> tuple[Tensor, Gradients]:
 def batch() -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, targets of which one in seven is ignored, and document numbers [B, T].
 
-    Most targets are the last id, so that gradients add up: those of random targets nearly cancel, and their rounding
-    errors do not.
+    Most targets are the last id, so that gradients add up: those of random targets nearly cancel, and their
+    rounding errors do not.
     """
     generator = torch.Generator().manual_seed(0)
     tokens_BT, targets_BT = torch.randint(0, SHAPE.vocab_size, (2, ROWS, TOKENS), generator=generator)

@@ -1,8 +1,8 @@
 """The coordinate check: do all sites, and their changes, scale with width (and depth) as the rules predict?
 
-After arXiv 2203.03466, App. D.1, with a numeric verdict: the slope of log2 RMS over log2 width, minus the predicted
-exponent, with its 95 % CI over widths × seeds. Flat curves are
-necessary, not sufficient: pair this with the basin check.
+After arXiv 2203.03466, App. D.1, with a numeric verdict: the slope of log2 RMS over log2 width, minus the
+predicted exponent, with its 95 % CI over widths × seeds. Flat curves are necessary, not sufficient: pair this
+with the basin check.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where the coordinate check looks, what it predicts there, and how it measures it.
 
-Predicted width exponents follow from the role table (docs/method.md): a product of n weight matrices whose width
-factors are parked elsewhere grows as d^n on purpose. The feature-learning part of µP (arXiv 2203.03466, App. D.1) asks
-the same exponent of a site's change since step 0.
+Predicted width exponents follow from the role table (docs/method.md): a product of n weight matrices whose
+width factors are parked elsewhere grows as d^n on purpose. The feature-learning part of µP (arXiv 2203.03466,
+App. D.1) asks the same exponent of a site's change since step 0.
 
 Shape suffixes: P members, B rows, T tokens, H query heads, h key heads, K head_dim, R = K/2.
 """
@@ -28,10 +28,11 @@ GRADIENT = "residual gradient"
 class Site:
     """One place in the model. ``width`` is the predicted exponent of its RMS in d at steps ≥ 2, ``start`` at step 0.
 
-    ``only_growth``: judged only by not growing faster than predicted (arXiv 2203.03466, App. D: logits may shrink).
-    ``depth``: the exponent in L under CompleteP, where each branch carries a factor 1/L (arXiv 2505.01618).
-    ``reads_norm``: a branch's input, computed from a normalised stream: depth must not show whatever the depth rule.
-    dt is none: after softplus its RMS depends on how alike a layer's tokens are, and they grow alike with depth.
+    ``only_growth``: judged only by not growing faster than predicted (arXiv 2203.03466, App. D: logits may
+    shrink). ``depth``: the exponent in L under CompleteP, where each branch carries a factor 1/L (arXiv
+    2505.01618). ``reads_norm``: a branch's input, computed from a normalised stream: depth must not show
+    whatever the depth rule. dt is none: after softplus its RMS depends on how alike a layer's tokens are, and
+    they grow alike with depth.
     """
 
     name: str
@@ -173,8 +174,9 @@ def snapshot(population: Population, tokens_BT: Tensor, targets_BT: Tensor) -> S
 def measure(now: Snapshot, first: Snapshot | None, n_layers: int, across_depth: bool) -> dict[str, list[float]]:
     """RMS [P] of every site, or of its change since ``first``.
 
-    Over widths: the logarithm is averaged over layers, and over heads where sites are kept head by head. Over depths:
-    the layer in the middle alone, which half of the branches' sum reaches at every depth. The stream counts at its end.
+    Over widths: the logarithm is averaged over layers, and over heads where sites are kept head by head. Over
+    depths: the layer in the middle alone, which half of the branches' sum reaches at every depth. The stream
+    counts at its end.
     """
     found = {}
     for name, values in now.values.items():

@@ -45,9 +45,10 @@ def basin(
 ) -> None:
     """Sweep one hyperparameter at several sizes; the drift of its optimum against the smallest, with its 95 % CI.
 
-    Pass: the whole CI at the largest size lies inside ±0.5 log2. Fail: all of it outside. Else inconclusive: add
-    seeds, offsets or tokens. The verdict is that of mup where mup is asked for; the tuned losses of mup and sp
-    stand side by side. Exit 0 pass, 1 fail, 3 inconclusive. The same command resumes an interrupted check.
+    Pass: the whole CI at the largest size lies inside ±0.5 log2. Fail: all of it outside. Else inconclusive:
+    add seeds, offsets or tokens. The verdict is that of mup where mup is asked for; the tuned losses of mup
+    and sp stand side by side. Exit 0 pass, 1 fail, 3 inconclusive. The same command resumes an interrupted
+    check.
     """
     if param not in PARAMS:
         raise UserError(unknown("parametrisation", param, PARAMS), field="--param")

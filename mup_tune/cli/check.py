@@ -56,9 +56,10 @@ def coordinate(
 ) -> None:
     """RMS of every site, and of its change, against width: measured minus predicted exponent, with its 95 % CI.
 
-    Pass: the whole CI lies inside ±0.1. Fail: all of it outside. Else inconclusive: add seeds or widths. Step 0 is
-    reported, steps ≥ 2 are judged. Exit 0 pass, 1 fail, 3 inconclusive. q, v, up and the attention output grow as d
-    on purpose, k and the residual gradient shrink as 1/d: Falcon-H1 parks its width factors there. Logits may shrink.
+    Pass: the whole CI lies inside ±0.1. Fail: all of it outside. Else inconclusive: add seeds or widths. Step
+    0 is reported, steps ≥ 2 are judged. Exit 0 pass, 1 fail, 3 inconclusive. q, v, up and the attention
+    output grow as d on purpose, k and the residual gradient shrink as 1/d: Falcon-H1 parks its width factors
+    there. Logits may shrink.
     """
     if param not in ("mup", "sp"):
         raise UserError(unknown("parametrisation", param, ("mup", "sp")), field="--param")

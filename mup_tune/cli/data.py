@@ -41,9 +41,9 @@ def prepare(
 ) -> None:
     """Tokenize text, or adopt Megatron .bin/.idx pairs without copying them, and split off validation documents.
 
-    One text file is one document, and so is the `text` of one line of JSONL or one row of Parquet. Compressed files
-    (x.txt.gz, x.jsonl.zst) are read as they are. A document's side of the split follows from its content alone.
-    Hidden, binary and empty files are skipped and counted.
+    One text file is one document, and so is the `text` of one line of JSONL or one row of Parquet. Compressed
+    files (x.txt.gz, x.jsonl.zst) are read as they are. A document's side of the split follows from its
+    content alone. Hidden, binary and empty files are skipped and counted.
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 

@@ -34,12 +34,13 @@ GIB = 2**30
 def doctor(json: JsonOption = False) -> None:
     """What is installed, what trains on each device and why not the rest, and a self-test of all that can.
 
-    A sweep takes the first of three backends that can run on its device. `triton`: mup-tune's own kernels, in float32
-    or bfloat16 (`--set budget.dtype=bfloat16`), for NVIDIA GPUs. `mamba-ssm`: PyTorch with mamba-ssm's scan; its Python
-    sources are enough. `torch`: PyTorch alone, also on a CPU.
+    A sweep takes the first of three backends that can run on its device. `triton`: mup-tune's own kernels, in
+    float32 or bfloat16 (`--set budget.dtype=bfloat16`), for NVIDIA GPUs. `mamba-ssm`: PyTorch with
+    mamba-ssm's scan; its Python sources are enough. `torch`: PyTorch alone, also on a CPU.
 
-    The self-test trains nothing: it compares losses and all gradients of a population of two small models on packed
-    documents with float64 PyTorch. Exit 0: every backend that can run passes. 1: one fails; do not trust its losses.
+    The self-test trains nothing: it compares losses and all gradients of a population of two small models on
+    packed documents with float64 PyTorch. Exit 0: every backend that can run passes. 1: one fails; do not
+    trust its losses.
     """
     from mup_tune.checks.backends import devices, self_test
 

@@ -113,8 +113,9 @@ def roles(
 ) -> None:
     """What every parameter gets: init std, forward multiplier, LR, WD, eps, and the rule behind it.
 
-    The abc-parametrisation is Falcon-H1's: width factors sit in the forward multipliers, LR and WD are the same at
-    every size, and hidden init grows as √fan_in. `ssm_in` and `attention_in` are fixed factors, not tuned ones.
+    The abc-parametrisation is Falcon-H1's: width factors sit in the forward multipliers, LR and WD are the
+    same at every size, and hidden init grows as √fan_in. `ssm_in` and `attention_in` are fixed factors, not
+    tuned ones.
     """
     at = load_shape(shape)
     table = role_table(at, load_settings(settings, at))

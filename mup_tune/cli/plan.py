@@ -48,10 +48,10 @@ def plan(
 ) -> None:
     """What a plan will train, stage by stage, and every number that follows from it. Nothing is trained or written.
 
-    `trials` is the count if nothing surprises. `at most` adds all that a stage may ask for once it has seen its
-    losses: grids extended where the optimum is at their edge, finer grids, moves verified again. No trial is trained
-    twice, so the ones that two stages share are counted here and cost nothing. Ask what a change costs before making
-    it: `mup-tune plan falcon_h1 --set seeds=[0,1,2]`.
+    `trials` is the count if nothing surprises. `at most` adds all that a stage may ask for once it has seen
+    its losses: grids extended where the optimum is at their edge, finer grids, moves verified again. No trial
+    is trained twice, so the ones that two stages share are counted here and cost nothing. Ask what a change
+    costs before making it: `mup-tune plan falcon_h1 --set seeds=[0,1,2]`.
     """
     if name is None:
         plans = [{"plan": each, "about": about} for each, about in shipped_plans().items()]

@@ -30,9 +30,9 @@ def sweep(
 ) -> None:
     """Run a plan: train populations of proxies stage by stage and keep the best settings.
 
-    `mup-tune plan PLAN` says beforehand what it will cost. The same command resumes a run that was stopped by Ctrl-C,
-    `kill -9` or a crash; packs that were committed are not trained again. Reports come from `mup-tune report DIR`,
-    full-size configs from `mup-tune transfer DIR`.
+    `mup-tune plan PLAN` says beforehand what it will cost. The same command resumes a run that was stopped by
+    Ctrl-C, `kill -9` or a crash; packs that were committed are not trained again. Reports come from `mup-tune
+    report DIR`, full-size configs from `mup-tune transfer DIR`.
     """
     if executor not in ("ray", "inline"):
         raise UserError(unknown("executor", executor, ("ray", "inline")), field="--executor")

@@ -35,8 +35,8 @@ def transfer(
     """Write a full-size config with its init, parameter groups and schedule.
 
     The config alone trains from a wrong init: the folder's README.md shows how to use `load_transfer`. With
-    transformers installed (`mup-tune[verify]`) the target is built on the meta device and every parameter must match
-    exactly one pattern, else nothing is written.
+    transformers installed (`mup-tune[verify]`) the target is built on the meta device and every parameter
+    must match exactly one pattern, else nothing is written.
     """
     from mup_tune.shape import load_shape
     from mup_tune.transfer.channels import resplit

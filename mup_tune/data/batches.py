@@ -18,8 +18,9 @@ from mup_tune.trial import IGNORED_TARGET
 
 @dataclass(frozen=True)
 class Batch:
-    """``tokens_BT`` int64 ids; ``targets_BT`` int64, the next token, or ``IGNORED_TARGET`` where that starts another
-    document; ``documents_BT`` int32, 0 at a row's first token and one more at each document start inside the row."""
+    """``tokens_BT`` int64 ids; ``targets_BT`` int64, the next token, or ``IGNORED_TARGET`` where that starts
+    another document; ``documents_BT`` int32, 0 at a row's first token and one more at each document start
+    inside the row."""
 
     tokens_BT: NDArray[np.int64]
     targets_BT: NDArray[np.int64]
@@ -29,9 +30,10 @@ class Batch:
 class Batches:
     """The rows of a split in a pseudo-random order that ``seed`` fixes, another one each epoch.
 
-    Row i covers tokens [i·T, i·T + T] of the split's documents laid end to end, so neighbouring rows share one token,
-    as target of the one and input of the other; what is left at the end of the stream is not read. Batch ``step``
-    takes rows [step·B, step·B + B) of the endless order: a longer budget starts with the same batches.
+    Row i covers tokens [i·T, i·T + T] of the split's documents laid end to end, so neighbouring rows share
+    one token, as target of the one and input of the other; what is left at the end of the stream is not read.
+    Batch ``step`` takes rows [step·B, step·B + B) of the endless order: a longer budget starts with the same
+    batches.
     """
 
     def __init__(self, corpus: Corpus, split: Split, seq_len: int, rows: int, seed: int) -> None:

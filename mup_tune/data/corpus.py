@@ -12,14 +12,14 @@ import numpy as np
 from mup_tune.data.indexed import IndexedTokens, Ints
 from mup_tune.data.tokenizer import TokenizerInfo
 from mup_tune.errors import UserError
-from mup_tune.files import Model, content_hash, validated
+from mup_tune.files import FrozenModel, content_hash, validated
 
 CORPUS_FILE = "corpus.json"
 DEFAULT_CORPUS = "python-stdlib"
 Split = Literal["train", "val"]
 
 
-class Part(Model):
+class Part(FrozenModel):
     """One index and the .bin it points into: beside corpus.json, or a user's own by its absolute path."""
 
     bin: str
@@ -27,10 +27,11 @@ class Part(Model):
     bin_bytes: int
 
 
-class SplitInfo(Model):
+class SplitInfo(FrozenModel):
     """``bytes`` of UTF-8 text (EODs count as none), null where only tokens were given.
 
-    ``sha256`` covers the digests of the split's documents in order, so it changes with any of them or their order.
+    ``sha256`` covers the digests of the split's documents in order, so it changes with any of them or their
+    order.
     """
 
     parts: tuple[Part, ...]
@@ -40,7 +41,7 @@ class SplitInfo(Model):
     sha256: str
 
 
-class Manifest(Model):
+class Manifest(FrozenModel):
     """What corpus.json holds. ``without_eod`` counts adopted documents that do not end in the EOD token."""
 
     format_version: Literal[1] = 1

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 class Draw:
     """Which source each row of the endless order comes from, and which of that source's rows it is.
 
-    A source may have row n while its count is below weight·n; of those that may, the one has it whose count would be
-    the first to fall behind weight·n by 1. So after any number of rows each count is within 1 of weight·rows: unit
-    jobs, earliest deadline first, feasible since the weights sum to 1 (Liu and Layland, J. ACM 1973). In whole numbers,
-    so that nothing is rounded.
+    A source may have row n while its count is below weight·n; of those that may, the one has it whose count
+    would be the first to fall behind weight·n by 1. So after any number of rows each count is within 1 of
+    weight·rows: unit jobs, earliest deadline first, feasible since the weights sum to 1 (Liu and Layland, J.
+    ACM 1973). In whole numbers, so that nothing is rounded.
 
     Args:
         parts: the weights times a common factor.

@@ -1,8 +1,8 @@
 """Megatron's .bin/.idx token files (the MMIDIDX format, version 1): reader and writer.
 
 An .idx is, little-endian and without padding: 9 bytes of magic, u64 version, u8 dtype code, u64 sequences S,
-u64 document indices D + 1, then S int32 lengths (tokens), S int64 pointers (bytes into the .bin), and D + 1 int64
-document indices: document d is the sequences [index[d], index[d+1]). The .bin is the bare tokens.
+u64 document indices D + 1, then S int32 lengths (tokens), S int64 pointers (bytes into the .bin), and D + 1
+int64 document indices: document d is the sequences [index[d], index[d+1]). The .bin is the bare tokens.
 """
 
 from __future__ import annotations

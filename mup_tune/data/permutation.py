@@ -13,8 +13,8 @@ ROUNDS = 6
 def permuted(index: NDArray[np.int64], size: int, key: str) -> NDArray[np.int64]:
     """The images of ``index`` under a permutation of range(size) that ``key`` picks.
 
-    A Feistel network permutes the next power of four; images outside the range are permuted again until they fall
-    inside (cycle walking; Black & Rogaway, CT-RSA 2002), at most four times on average.
+    A Feistel network permutes the next power of four; images outside the range are permuted again until they
+    fall inside (cycle walking; Black & Rogaway, CT-RSA 2002), at most four times on average.
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)

@@ -1,6 +1,7 @@
 """From inputs to a corpus folder: tokenize text into a Megatron pair, or take a pair as it is; then split by index.
 
-Memory is a few megabytes of buffers, the document at hand, and about 50 bytes a document for its hash and index.
+Memory is a few megabytes of buffers, the document at hand, and about 50 bytes a document for its hash and
+index.
 """
 
 from __future__ import annotations
@@ -165,7 +166,8 @@ def _grouped(texts: Iterable[str]) -> Iterator[Sequence[str]]:
 def _scan(pair: IndexedTokens, info: TokenizerInfo, records: Records, advance: Advance) -> int:
     """Hash every document of a pair and check its ids; returns how many do not end in EOD.
 
-    Read by seek, not by map, so that memory stays flat; hashed as int32, so that the stored type does not matter.
+    Read by seek, not by map, so that memory stays flat; hashed as int32, so that the stored type does not
+    matter.
     """
     without_eod = 0
     with pair.bin_path.open("rb", buffering=1 << 20) as stream:

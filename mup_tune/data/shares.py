@@ -45,7 +45,8 @@ def row_counts(data: Mixture, budget: Budget) -> RowCounts:
     """``val_tokens`` shared out by weight.
 
     Raises:
-        UserError: too few for some source to have one row, or more than a validation split holds in whole rows.
+        UserError: too few for some source to have one row, or more than a validation split holds in whole
+        rows.
     """
     factor = max(budget.val_lengths, default=0)
     counts = [_rows_of(data, budget, length) for length in (1, factor) if length]

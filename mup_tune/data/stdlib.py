@@ -22,8 +22,8 @@ VAL_FRACTION = 0.05  # a small corpus: 1 % would be too few documents to validat
 def default_corpus(cache_dir: Path | None = None, stdlib: Path | None = None) -> Corpus:
     """Python's own standard library on this machine, as bytes; prepared once into the user's cache.
 
-    The folder is named by Python version and content, so that a changed library is another corpus. Two processes may
-    prepare at once: each writes beside, the first to rename wins.
+    The folder is named by Python version and content, so that a changed library is another corpus. Two
+    processes may prepare at once: each writes beside, the first to rename wins.
 
     Args:
         cache_dir: instead of $XDG_CACHE_HOME/mup-tune or ~/.cache/mup-tune.

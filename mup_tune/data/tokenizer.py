@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mup_tune.errors import UserError
-from mup_tune.files import Model
+from mup_tune.files import FrozenModel
 
 BYTES_VOCAB, BYTES_EOD = 257, 256
 MAX_VOCAB = 2**31 - 1  # ids are stored as int32 at most
@@ -32,7 +32,7 @@ END_TOKENS = (
 )
 
 
-class TokenizerInfo(Model):
+class TokenizerInfo(FrozenModel):
     """What a corpus remembers: ``ids`` means the tokens came from elsewhere and only the vocabulary is known."""
 
     kind: Literal["bytes", "file", "ids"]

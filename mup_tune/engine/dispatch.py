@@ -18,7 +18,8 @@ class Dispatcher:
     """Hands the source's work to idle lanes and takes back what comes of it.
 
     Every hand-out has its own attempt number: what a lane says about an older attempt is refused.
-    ``capacity`` returns how many devices share the work, up or not: the first lane to start must not take it all.
+    ``capacity`` returns how many devices share the work, up or not: the first lane to start must not take it
+    all.
     """
 
     def __init__(self, source: PackSource, capacity: Callable[[], int], send: Send, on_event: OnEvent) -> None:

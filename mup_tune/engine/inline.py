@@ -11,8 +11,8 @@ LANE = "lane-0"
 def drive(source: PackSource, make_runner: RunnerFactory, on_event: OnEvent) -> None:
     """Run everything ``source`` hands out, until it says DONE.
 
-    An exception from the runner goes to ``source.lost``, which hands the work out again, splits it, or raises.
-    ``KeyboardInterrupt`` passes at once; nothing of the broken pack is committed.
+    An exception from the runner goes to ``source.lost``, which hands the work out again, splits it, or
+    raises. ``KeyboardInterrupt`` passes at once; nothing of the broken pack is committed.
 
     Raises:
         RuntimeError: the source waits although nothing is out.

@@ -15,7 +15,8 @@ TIE = 0.03  # below this relative difference in tokens/s two sizes are equally f
 def population_size(calibration: Calibration, n_trials: int, lanes: int) -> int:
     """Members per pack: the fastest size by ``calibration``, but never so many that a lane stays without work.
 
-    ``min(P*, ceil(n_trials / lanes))`` and at least 1, where P* is the smallest size within 3 % of the fastest.
+    ``min(P*, ceil(n_trials / lanes))`` and at least 1, where P* is the smallest size within 3 % of the
+    fastest.
 
     Raises:
         UserError: no size fitted into the device's memory.

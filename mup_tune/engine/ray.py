@@ -1,8 +1,8 @@
 """The driver on Ray: one lane per device of this machine or of a cluster, hosted by Ray Tune.
 
-A lane is one long-lived Tune trial; its packs reach it through a mailbox and come back as the trial's results, so
-that compiled steps and contexts stay warm across stage barriers. Placement, node loss and restarts of lanes are
-Tune's; which work runs again is the source's.
+A lane is one long-lived Tune trial; its packs reach it through a mailbox and come back as the trial's
+results, so that compiled steps and contexts stay warm across stage barriers. Placement, node loss and
+restarts of lanes are Tune's; which work runs again is the source's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ DRIVER_ENV = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "1000000",  # a commit may take its time
 }
-# One thread a lane: a CPU lane is one core. The malloc settings keep glibc from returning pages between steps.
+# One thread a lane: a CPU lane is one core. The malloc settings keep glibc from returning pages between
+# steps.
 LANE_ENV = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "OMP_NUM_THREADS": "1",

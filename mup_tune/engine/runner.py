@@ -26,8 +26,8 @@ WORTH = 0.05  # relative gain in tokens/s below which a doubling of the populati
 class TrainingRunner:
     """Picklable factory of a lane's runner: ``data`` to train on, by absolute paths, and the hash it must have.
 
-    A lane has one thread: several lanes then fill a CPU better than one lane's threads do, and inline and Ray give
-    bitwise the same losses for the same pack.
+    A lane has one thread: several lanes then fill a CPU better than one lane's threads do, and inline and Ray
+    give bitwise the same losses for the same pack.
     """
 
     data: tuple[Data, ...]

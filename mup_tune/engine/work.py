@@ -1,8 +1,8 @@
 """The protocol between a run and whoever trains: work goes out, outcomes come back, decisions stay with the source.
 
 A source is pure bookkeeping (it knows no Ray and no torch); a driver (:mod:`~mup_tune.engine.inline`,
-:mod:`~mup_tune.engine.ray`) owns lanes, one per device; a runner is what a lane calls, built once per lane so that
-compiled steps and contexts stay warm from pack to pack.
+:mod:`~mup_tune.engine.ray`) owns lanes, one per device; a runner is what a lane calls, built once per lane so
+that compiled steps and contexts stay warm from pack to pack.
 """
 
 from __future__ import annotations

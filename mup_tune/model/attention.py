@@ -1,6 +1,7 @@
 """Grouped-query attention with rotary embedding, members folded into heads.
 
-Shape suffixes: P members, B rows, T tokens, H query heads, h query and key heads together, K head_dim, R = K/2.
+Shape suffixes: P members, B rows, T tokens, H query heads, h query and key heads together, K head_dim, R =
+K/2.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import importlib.util
 
 from mup_tune.errors import UserError, unknown
 
-# The first that can run is taken. triton: our own kernels, float32 and bfloat16. mamba-ssm: PyTorch with mamba-ssm's
-# scan. torch: PyTorch alone, anywhere.
+# The first that can run is taken. triton: our own kernels, float32 and bfloat16. mamba-ssm: PyTorch with
+# mamba-ssm's scan. torch: PyTorch alone, anywhere.
 NAMES = ("triton", "mamba-ssm", "torch")
 NEEDS = {"triton": ("triton",), "mamba-ssm": ("triton", "einops", "packaging", "mamba_ssm"), "torch": ()}
 MIN_CAPABILITY = (8, 0)  # of NVIDIA GPUs: what Triton compiles bfloat16 products for

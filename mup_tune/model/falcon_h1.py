@@ -1,11 +1,11 @@
 """A population of Falcon-H1 models: P members of one Shape, every parameter with a leading member axis.
 
-Falcon-H1's own block order is SA_M (arXiv 2507.22448, §2): attention and Mamba-2 in parallel on one norm, then the MLP
-on another; ``READS`` has the others. What may differ between members of one Shape is tensors (multipliers, rotary
-frequencies), never Python constants.
+Falcon-H1's own block order is SA_M (arXiv 2507.22448, §2): attention and Mamba-2 in parallel on one norm,
+then the MLP on another; ``READS`` has the others. What may differ between members of one Shape is tensors
+(multipliers, rotary frequencies), never Python constants.
 
-Shape suffixes: P members, B rows, T tokens, D d_model, C convolution channels, H SSM heads, K channels of an SSM head,
-G groups, N d_state, V vocabulary.
+Shape suffixes: P members, B rows, T tokens, D d_model, C convolution channels, H SSM heads, K channels of an
+SSM head, G groups, N d_state, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ SSM_SLICES = ("z", "x", "B", "C", "dt")
 SSM_MULTIPLIERS = ("ssm_in", *(f"ssm_{name}" for name in SSM_SLICES), "ssm_out")
 MULTIPLIERS = ("embedding", "lm_head", "attention_in", "key", "attention_out", "mlp_gate", "mlp_down", *SSM_MULTIPLIERS)
 
-# A block's additions to the residual stream, one after another; in each: norm → the branches that read it. Which norm
-# a branch of SAM and S_A_M reads is inferred: its own, as in SA_M.
+# A block's additions to the residual stream, one after another; in each: norm → the branches that read it.
+# Which norm a branch of SAM and S_A_M reads is inferred: its own, as in SA_M.
 READS: dict[BlockOrder, tuple[dict[str, tuple[str, ...]], ...]] = {
     "SA_M": ({"input_norm": ("attention", "mamba2")}, {"pre_ff_norm": ("mlp",)}),
     "SAM": ({"input_norm": ("attention", "mamba2"), "pre_ff_norm": ("mlp",)},),
@@ -222,8 +222,8 @@ class Population(nn.Module):
         Args:
             tokens_BT: token ids, the same for all members.
             targets_BT: the ids to predict; -100 is not predicted.
-            documents_BT: number of the document that each token belongs to, non-decreasing from 0 in a row. None: a
-                row is one document.
+            documents_BT: number of the document that each token belongs to, non-decreasing from 0 in a row.
+                None: a row is one document.
         """
         hidden_PBTD = self.hidden(tokens_BT, documents_BT)
         return linear_nll(hidden_PBTD, self.lm_head_weight, targets_BT)
@@ -236,7 +236,8 @@ class Population(nn.Module):
         """What lm_head reads, [P, B, T, D]: the final norm's output times the lm_head multiplier."""
         step = self._step(tokens_BT.shape[1], documents_BT, tap)
         P, V, D = self.embedding_weight.shape
-        # One look-up in all members' tables: its backward is one pass, where indexing dimension 1 takes one a token.
+        # One look-up in all members' tables: its backward is one pass, where indexing dimension 1 takes one a
+        # token.
         rows_PBT = tokens_BT + V * torch.arange(P, device=tokens_BT.device)[:, None, None]
         embedded_PBTD = F.embedding(rows_PBT, self.embedding_weight.view(P * V, D))
         residual_PBTD = embedded_PBTD * step.scales["embedding_weight"][..., None]
@@ -248,8 +249,8 @@ class Population(nn.Module):
     def weight_scales(self) -> dict[str, Tensor]:
         """Forward multipliers as factors on matrices, by the name of the parameter in a block or at the top.
 
-        [P, rows, 1] for the input projections, [P, 1, 1] for the others; what is missing has none. lm_head's acts on
-        the final norm's output instead, which is the same product.
+        [P, rows, 1] for the input projections, [P, 1, 1] for the others; what is missing has none. lm_head's
+        acts on the final norm's output instead, which is the same product.
         """
         shape = self.shape
         m = {name: value.view(-1, 1, 1) for name, value in self.multipliers.named_buffers()}

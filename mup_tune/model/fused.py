@@ -1,11 +1,11 @@
 """The population's step in Triton kernels and matrix products: the same model as ``falcon_h1``, made for the GPU.
 
-Everything that is no matrix product is one of ``kernels/``, each with its backward; autograd only orders them.
-Gradients of parameters go straight into flat storage. What matrix products read and write is in the work dtype; the
-residual stream, norms' statistics, decays, softmax and losses are fp32.
+Everything that is no matrix product is one of ``kernels/``, each with its backward; autograd only orders
+them. Gradients of parameters go straight into flat storage. What matrix products read and write is in the
+work dtype; the residual stream, norms' statistics, decays, softmax and losses are fp32.
 
-Shape suffixes: P members, B rows, T tokens, N = B·T, D d_model, W columns of an input projection, E of an output
-projection, F d_ff, V vocabulary.
+Shape suffixes: P members, B rows, T tokens, N = B·T, D d_model, W columns of an input projection, E of an
+output projection, F d_ff, V vocabulary.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ class _Mixer(torch.autograd.Function):
             gated = torch.empty_like(out, memory_format=torch.contiguous_format) if shape.gated_norm else out
             kept = ssd.ssd(xBC, dt, z, *_ssm(value), *_sizes(shape), sequence.documents_BT, gated)
             saved += [xBC, *kept]
-            # Without the norm, gated is a view of the output: kept besides, it would keep this node alive for ever.
+            # Without the norm, gated is a view of the output: kept besides, it would keep this node alive for
+            # ever.
             if shape.gated_norm:
                 rstd = norm.group_norm(_rows(gated), value["gated_norm"], shape.n_groups, _rows(out))
                 saved += [gated, rstd]

@@ -1,7 +1,8 @@
 """The one map between a population's parameters and the names and config of ``transformers``' Falcon-H1.
 
-Our layout is theirs with a member axis in front, except that q, k and v are one matrix. So a name maps to a row range
-of dimension 1, and this file is all that checks, exports, init and optimizer need to know of their names.
+Our layout is theirs with a member axis in front, except that q, k and v are one matrix. So a name maps to a
+row range of dimension 1, and this file is all that checks, exports, init and optimizer need to know of their
+names.
 """
 
 from __future__ import annotations
@@ -132,11 +133,12 @@ def load_state_dict_(population: Population, member: int, tensors: Mapping[str, 
 def hf_config_kwargs(table: RoleTable, max_position_embeddings: int = 8192) -> dict[str, Any]:
     """Arguments of ``transformers.FalconH1Config`` for this Shape and these multipliers; plain JSON values.
 
-    ``pad_token_id`` is None: a padding id would freeze that row of the embedding. ``mamba_norm_before_gate`` and the
-    biases are Falcon-H1's. A config says nothing of init, LR or WD: those are the role table's.
+    ``pad_token_id`` is None: a padding id would freeze that row of the embedding. ``mamba_norm_before_gate``
+    and the biases are Falcon-H1's. A config says nothing of init, LR or WD: those are the role table's.
 
     Raises:
-        UserError: the Shape has no SSM branch or another block order, which ``FalconH1Config`` cannot express.
+        UserError: the Shape has no SSM branch or another block order, which ``FalconH1Config`` cannot
+        express.
     """
     shape, m = table.shape, table.forward
     if shape.block_order != "SA_M":

@@ -1,9 +1,10 @@
 """The training init: every tensor in ``transformers``' shape, slice by slice, from its rows of the role table.
 
-Draws are standard ones scaled by the slice's std, from a generator seeded by (seed, parameter) alone: two Settings
-with one seed start from the same draws (common random numbers), and so do two models that share a parameter's shape.
-The SSM's distributions are Mamba-2's (arXiv 2405.21060); ``transformers``' own init is a loading default and no
-training init: dt_bias = 1 gives dt = 1.31, and A_log = log(1 … n_heads) grows with width.
+Draws are standard ones scaled by the slice's std, from a generator seeded by (seed, parameter) alone: two
+Settings with one seed start from the same draws (common random numbers), and so do two models that share a
+parameter's shape. The SSM's distributions are Mamba-2's (arXiv 2405.21060); ``transformers``' own init is a
+loading default and no training init: dt_bias = 1 gives dt = 1.31, and A_log = log(1 … n_heads) grows with
+width.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ def draw_(tensor: Tensor, slices: Sequence[Role], *, seed: int, parameter: str) 
     """Fill one parameter in place; no global random state is read or changed.
 
     Args:
-        tensor: in ``transformers``' shape, the slices one after another along its first dimension. Drawn in float32
-            on the tensor's own device (a CPU and a GPU draw differently) and rounded to its dtype.
+        tensor: in ``transformers``' shape, the slices one after another along its first dimension. Drawn in
+            float32 on the tensor's own device (a CPU and a GPU draw differently) and rounded to its dtype.
         slices: the parameter's rows of the role table, in order.
         seed: the trial's seed.
-        parameter: the concrete name, ``model.layers.3.mamba.in_proj.weight``; it seeds the draw with ``seed``.
+        parameter: the concrete name, ``model.layers.3.mamba.in_proj.weight``; it seeds the draw with
+        ``seed``.
 
     Raises:
         UserError: a tensor on the meta device, or one whose shape is not that of the slices.
@@ -80,8 +82,8 @@ def _drawn(role: Role, generator: torch.Generator) -> Tensor:
 
 
 def _spread(draw: Tensor, generator: torch.Generator) -> Tensor:
-    """U(0, 1) with one number in each n-th, in random order: every head's own law is unchanged, but two seeds no longer
-    differ in how many slow heads they drew, which is most of a narrow proxy's noise."""
+    """U(0, 1) with one number in each n-th, in random order: every head's own law is unchanged, but two seeds
+    no longer differ in how many slow heads they drew, which is most of a narrow proxy's noise."""
     order = torch.randperm(draw.numel(), generator=generator, device=draw.device)
     return (draw.uniform_(generator=generator) + order.view_as(draw)) / draw.numel()
 

@@ -1,8 +1,8 @@
 """Layers that carry a leading member axis: linear, RMSNorm, causal convolution, and the fused loss.
 
-Shape suffixes: P members, B rows, T tokens of a row, N = B·T, n a chunk of N, D d_model (or any last dimension),
-I inputs, O outputs, C convolution channels, K kernel taps, F d_ff, V vocabulary. Members never meet: no value of one
-enters another's.
+Shape suffixes: P members, B rows, T tokens of a row, N = B·T, n a chunk of N, D d_model (or any last
+dimension), I inputs, O outputs, C convolution channels, K kernel taps, F d_ff, V vocabulary. Members never
+meet: no value of one enters another's.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def linear(x_PBTI: Tensor, weight_POI: Tensor, scale_PO1: Tensor | None = None) 
     """``scale · W · x`` for every member, as one batched matmul; returns [P, B, T, O].
 
     Args:
-        scale_PO1: forward multipliers, [P, O, 1] or [P, 1, 1]. They go on the weight: it has fewer elements than the
-            activations, and its gradient gets the same factor either way.
+        scale_PO1: forward multipliers, [P, O, 1] or [P, 1, 1]. They go on the weight: it has fewer elements
+            than the activations, and its gradient gets the same factor either way.
     """
     weight_POI = weight_POI if scale_PO1 is None else weight_POI * scale_PO1
     P, B, T, I = x_PBTI.shape
@@ -90,9 +90,9 @@ def causal_conv(x_PBTC: Tensor, weight_PC1K: Tensor, bias_PC: Tensor, documents_
 def linear_nll(h_PBTD: Tensor, weight_PVD: Tensor, targets_BT: Tensor) -> Tensor:
     """Summed negative log likelihood of every row under ``softmax(W h)``, in nats: [P, B], at least fp32.
 
-    Never holds [P, B, T, V]: tokens go through in chunks of ``LOGITS_AT_ONCE`` elements. With gradients on, the chunk's
-    gradients are taken while its logits are at hand. They are exact for any upstream gradient; where that is the
-    same for all rows of a member (a plain sum of losses) nothing is computed twice.
+    Never holds [P, B, T, V]: tokens go through in chunks of ``LOGITS_AT_ONCE`` elements. With gradients on,
+    the chunk's gradients are taken while its logits are at hand. They are exact for any upstream gradient;
+    where that is the same for all rows of a member (a plain sum of losses) nothing is computed twice.
 
     Args:
         targets_BT: token ids; ``IGNORED_TARGET`` adds nothing to the loss.

@@ -29,8 +29,8 @@ def ssd(
 ) -> Tensor:
     """``h_t = exp(dt_t A) h_{t-1} + dt_t x_t ⊗ B_t``, ``y_t = C_t h_t + D x_t``; h = 0 where a document starts.
 
-    Computed in fp32 (or fp64 for fp64 inputs). Documents are cut by masks inside the exponent, where a large negative
-    number in the running sum would cost precision.
+    Computed in fp32 (or fp64 for fp64 inputs). Documents are cut by masks inside the exponent, where a large
+    negative number in the running sum would cost precision.
 
     Args:
         dt_PBTH: step sizes after bias and softplus.
@@ -94,8 +94,9 @@ def _decays(log_PBcHL: Tensor, documents_BT: Tensor | None) -> tuple[Tensor, Ten
     Decays are 0 where the two ends lie in different documents.
 
     Returns:
-        True where the second token is later or in another document, [B, c, 1, L, L] or [L, L]; decays [P, B, c, H, L]
-        twice; from every chunk's end to every chunk's start, [P, B, H, c, c], None if there is one chunk.
+        True where the second token is later or in another document, [B, c, 1, L, L] or [L, L]; decays [P, B,
+        c, H, L] twice; from every chunk's end to every chunk's start, [P, B, H, c, c], None if there is one
+        chunk.
     """
     c, L = log_PBcHL.shape[2], log_PBcHL.shape[4]
     hidden = torch.ones(L, L, dtype=torch.bool, device=log_PBcHL.device).triu_(1)

@@ -2,8 +2,8 @@
 
 Their gradients of dt, B and C are sums in no fixed order, unless MAMBA_DETERMINISTIC=1 is set.
 
-Shape suffixes: P members, B rows, T tokens, H heads, K channels of a head, G groups, N d_state. Members are folded into
-heads and groups, member-major: head p·H + h then belongs to group p·G + h // (H/G), as it should.
+Shape suffixes: P members, B rows, T tokens, H heads, K channels of a head, G groups, N d_state. Members are
+folded into heads and groups, member-major: head p·H + h then belongs to group p·G + h // (H/G), as it should.
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ def _folded(t: Tensor) -> Tensor:
 def chunk_scan() -> Callable[..., Tensor]:
     """``mamba_chunk_scan_combined``, imported without running ``mamba_ssm/__init__.py``.
 
-    That one wants the CUDA extension, which the scan does not need, and transformers. Triton's default for float32
-    products is TF32, an error of 1e-3; it is set to three TF32 products here unless TRITON_F32_DEFAULT says otherwise.
+    That one wants the CUDA extension, which the scan does not need, and transformers. Triton's default for
+    float32 products is TF32, an error of 1e-3; it is set to three TF32 products here unless
+    TRITON_F32_DEFAULT says otherwise.
 
     Raises:
         UserError: mamba-ssm is not installed, or does not go with the Triton or torch that is.

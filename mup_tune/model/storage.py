@@ -1,11 +1,13 @@
 """A population's tensors laid out for the GPU step: flat masters, gradients and work copies at the same offsets.
 
-Two banks. The *matrices* bank holds what matrix products read: masters in fp32, work copies = master × forward
-multiplier in the work dtype, and gradients of the work copies. Projections that read one norm are one matrix (rows side
-by side), those that write one sum are one matrix too (columns side by side), so that each is one product. The *vectors*
-bank holds the embedding and everything that is no matrix, in fp32 without a work copy.
+Two banks. The *matrices* bank holds what matrix products read: masters in fp32, work copies = master ×
+forward multiplier in the work dtype, and gradients of the work copies. Projections that read one norm are one
+matrix (rows side by side), those that write one sum are one matrix too (columns side by side), so that each
+is one product. The *vectors* bank holds the embedding and everything that is no matrix, in fp32 without a
+work copy.
 
-The population's own parameters become views of the masters: draws, exports and checks see what the step trains.
+The population's own parameters become views of the masters: draws, exports and checks see what the step
+trains.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Leaf:
 class Sums:
     """Gradients of vectors between the kernels, which leave a part a program, and storage.
 
-    Vectors of one kind are a stack: their parts lie together, and one launch at the end of a step sums them all.
+    Vectors of one kind are a stack: their parts lie together, and one launch at the end of a step sums them
+    all.
 
     Args:
         grads: where each stack's gradients go, fp32 [n, P, width].

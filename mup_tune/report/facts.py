@@ -252,8 +252,9 @@ def _numbers(table: pd.DataFrame, column: str) -> list[float]:
 def curves(run: RunView) -> tuple[dict[str, Curve], dict[str, Curve], int]:
     """Training loss of the final incumbent and of each reference over the seeds that all of them trained on.
 
-    Returns (median loss over seeds in nats/token, median of reference − incumbent in millinats/token, seeds), by
-    name, over tokens of one member; smoothed over a fiftieth of the training. Settings without trials are left out.
+    Returns (median loss over seeds in nats/token, median of reference − incumbent in millinats/token, seeds),
+    by name, over tokens of one member; smoothed over a fiftieth of the training. Settings without trials are
+    left out.
     """
     final = run.incumbent
     if final is None:

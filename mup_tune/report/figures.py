@@ -1,7 +1,7 @@
 """Figures as inline SVG: pure functions from data to a string.
 
-Inks are CSS variables of the page (``--c1`` …) and ``currentColor``, so one figure reads on light and on dark; text
-stays text. Nothing is told by colour alone: seeds, means, fits and optima differ in shape as well.
+Inks are CSS variables of the page (``--c1`` …) and ``currentColor``, so one figure reads on light and on
+dark; text stays text. Nothing is told by colour alone: seeds, means, fits and optima differ in shape as well.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 def paired(axis: AxisFinding) -> tuple[list[float], list[dict[int, float]], float | None]:
     """Offsets, per seed loss − centre loss (nats/token), and the centre's mean loss.
 
-    Seeds whose centre diverged or is missing cannot be paired. Where no seed has a centre, losses are relative to
-    the lowest mean, and the centre is None.
+    Seeds whose centre diverged or is missing cannot be paired. Where no seed has a centre, losses are
+    relative to the lowest mean, and the centre is None.
     """
     points = sorted(axis.points, key=lambda point: point.offset)
     centre = next((point.losses for point in points if abs(point.offset) < 1e-9), {})
@@ -210,8 +210,8 @@ def _draw_fit(
 ) -> None:
     """The parabola over the points it was fitted to, and the optimum as a line in its CI band.
 
-    An optimum that is exactly a grid point was clamped to it: the fitted vertex lies beyond and is not known here, so
-    no parabola is drawn.
+    An optimum that is exactly a grid point was clamped to it: the fitted vertex lies beyond and is not known
+    here, so no parabola is drawn.
     """
     assert axis.fit is not None
     fit = axis.fit

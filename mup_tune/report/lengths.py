@@ -120,8 +120,8 @@ def _paired(points: Sequence[Point], centre: float) -> list[Mapping[int, float |
 def differences(curves: Sequence[LengthCurve], axis: AxisFinding, name: str) -> str:
     """Paired difference to the incumbent's base against the base: a line a length, mean ± SE, seeds faint.
 
-    The scale is linear in a grey band around 0 and logarithmic beyond where a plateau within the noise and a slope of
-    hundreds of mnat have to share it.
+    The scale is linear in a grey band around 0 and logarithmic beyond where a plateau within the noise and a
+    slope of hundreds of mnat have to share it.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained")

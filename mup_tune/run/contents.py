@@ -9,7 +9,7 @@ from typing import Any
 from mup_tune.findings import Finding, State
 from mup_tune.run.records import Member, row_from, trial_from
 from mup_tune.settings import Settings
-from mup_tune.trial import Pack, Row, Trial
+from mup_tune.trial import Pack, Trial, TrialResult
 
 NOTES = "run"  # the study that holds no stage but notes on the whole run
 
@@ -24,9 +24,9 @@ class Contents:
     packs: dict[str, Pack] = field(default_factory=dict)
     infos: dict[str, dict[str, Any]] = field(default_factory=dict)
     closed: dict[str, str] = field(default_factory=dict)  # pack id -> "commit" or "replace"
-    journalled: dict[str, tuple[str, Row]] = field(default_factory=dict)  # also of packs whose commit broke off
+    journalled: dict[str, tuple[str, TrialResult]] = field(default_factory=dict)  # also of packs whose commit broke off
     members: dict[str, Member] = field(default_factory=dict)
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, TrialResult] = field(default_factory=dict)
     commits: list[dict[str, Any]] = field(default_factory=list)
     conclusions: dict[str, tuple[Finding, State]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)

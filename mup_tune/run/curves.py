@@ -19,8 +19,9 @@ def write_curves(path: Path, curves: dict[str, list[float]], kept: Collection[in
     """Write a pack's curves and return the file's name and SHA-256.
 
     Args:
-        kept: members whose losses an earlier, broken-off commit of this pack has journalled. Their curves stay those
-            that belong to these losses: on a GPU a repeated pack is equal within run-to-run noise only.
+        kept: members whose losses an earlier, broken-off commit of this pack has journalled. Their curves
+            stay those that belong to these losses: on a GPU a repeated pack is equal within run-to-run noise
+            only.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

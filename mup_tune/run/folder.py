@@ -49,7 +49,8 @@ class RunFolder:
             corpus: facts on the data set; ``hash`` is its identity, ``name`` a label.
 
         Raises:
-            UserError: another driver holds it; it belongs to another plan or corpus; it is no run and not empty.
+            UserError: another driver holds it; it belongs to another plan or corpus; it is no run and not
+            empty.
         """
         folder = Path(path).absolute()
         try:

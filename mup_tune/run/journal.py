@@ -1,9 +1,9 @@
 """The journal of a run: an Optuna ``JournalStorage`` file with one writer, the driver.
 
-A stage is a study, a finished trial is one whole record of it; everything else is a JSON attribute of a study:
-``stage``, ``plan <pack>``, ``replace <pack>``, ``commit <pack>`` and ``conclusion``; notes on the whole run are
-attributes of the study ``run``. A record counts once it is whole, and every write is safe to repeat, so that a driver
-killed anywhere leaves a journal that the next one opens, repairs and continues.
+A stage is a study, a finished trial is one whole record of it; everything else is a JSON attribute of a
+study: ``stage``, ``plan <pack>``, ``replace <pack>``, ``commit <pack>`` and ``conclusion``; notes on the
+whole run are attributes of the study ``run``. A record counts once it is whole, and every write is safe to
+repeat, so that a driver killed anywhere leaves a journal that the next one opens, repairs and continues.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mup_tune.run.folder import RunFolder, utc_now
 from mup_tune.run.records import Member, moved_axes, plain, row_record
 from mup_tune.run.repair import repair
 from mup_tune.settings import Settings
-from mup_tune.trial import Pack, PackResult, Row
+from mup_tune.trial import Pack, PackResult, TrialResult
 
 WIDE = optuna.distributions.FloatDistribution(1e-30, 1e30, log=True)  # one per axis: dashboards want log axes
 
@@ -57,7 +57,7 @@ class Journal:
             self._studies.clear()  # their file is gone
 
     @property
-    def rows(self) -> dict[str, Row]:
+    def rows(self) -> dict[str, TrialResult]:
         """All members of committed packs of all stages by trial hash; grows with every commit, not to be changed."""
         return self._state.rows
 
@@ -182,7 +182,7 @@ class Journal:
             to.set_user_attr(key, value)
             self._state.attribute(study, key, value)
 
-    def _add(self, stage: str, row: Row, record: dict[str, Any]) -> None:
+    def _add(self, stage: str, row: TrialResult, record: dict[str, Any]) -> None:
         moved = moved_axes(row.trial.settings, self._state.befores[stage])
         params = {axis: value for axis, value in moved.items() if WIDE.low <= value <= WIDE.high}
         trial = create_trial(

@@ -9,7 +9,7 @@ from typing import Any
 from mup_tune.errors import UserError
 from mup_tune.multipliers import NAMES
 from mup_tune.settings import GLOBAL_AXES, Settings
-from mup_tune.trial import Row, Trial
+from mup_tune.trial import Trial, TrialResult
 
 AXES = (*GLOBAL_AXES, *NAMES)
 
@@ -21,7 +21,7 @@ class Member:
     stage: str
     pack: str
     index: int
-    row: Row
+    row: TrialResult
 
 
 def plain(value: Any) -> Any:
@@ -35,7 +35,7 @@ def plain(value: Any) -> Any:
     return plain(value.item()) if hasattr(value, "item") else value
 
 
-def row_record(row: Row, pack_id: str, index: int, curves: dict[str, str]) -> dict[str, Any]:
+def row_record(row: TrialResult, pack_id: str, index: int, curves: dict[str, str]) -> dict[str, Any]:
     """What the journal keeps of a member.
 
     Raises:
@@ -57,8 +57,8 @@ def row_record(row: Row, pack_id: str, index: int, curves: dict[str, str]) -> di
     }
 
 
-def row_from(record: dict[str, Any], trial: Trial) -> Row:
-    return Row(
+def row_from(record: dict[str, Any], trial: Trial) -> TrialResult:
+    return TrialResult(
         trial,
         record["status"],
         _number(record["loss"]),

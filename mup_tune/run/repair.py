@@ -10,7 +10,8 @@ from pathlib import Path
 def repair(journal: Path) -> None:
     """Cut a torn tail: everything after the last line that is whole and a JSON object.
 
-    A driver killed in the middle of a write leaves half a line. Optuna would append to it and lose both records.
+    A driver killed in the middle of a write leaves half a line. Optuna would append to it and lose both
+    records.
     """
     if not journal.is_file():
         return

@@ -1,7 +1,7 @@
 """Tables of a run for reports and users, and the view that reads them back. Written from the journal, never read by it.
 
-``tables/``: trials.parquet, trials.csv, packs.csv, findings.json. ``settings/``: incumbent.yaml, one YAML a concluded
-stage, one a named reference.
+``tables/``: trials.parquet, trials.csv, packs.csv, findings.json. ``settings/``: incumbent.yaml, one YAML a
+concluded stage, one a named reference.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class RunView:
         path: the run folder.
         plan: the resolved plan. record: ``run.json``.
         stage_keys: stages begun, in order; findings: those of the concluded ones.
-        trials: a row a trial: stage, pack, member, hash, shape, d_model, n_layers, total_tokens, settings (name),
-            seed, status, loss (nats/token, NaN if diverged), loss_se, reason, the metrics, elr, ewd, rope_base, the
-            35 multipliers.
+        trials: a row a trial: stage, pack, member, hash, shape, d_model, n_layers, total_tokens, settings
+            (name), seed, status, loss (nats/token, NaN if diverged), loss_se, reason, the metrics, elr, ewd,
+            rope_base, the 35 multipliers.
         packs: a row a committed pack: stage, pack, members, committed_utc, curves, sha256, what ran (backend,
             tokens_per_s, mfu, seconds …) and, as ``plan.*``, what was planned.
         incumbent: the best Settings after the last concluded stage.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mup_tune.data.mixture import Mixture, open_mixture
 from mup_tune.data.shares import check_epochs, row_counts
 from mup_tune.engine import inline
-from mup_tune.engine.events import Event
+from mup_tune.engine.events import OnEvent
 from mup_tune.engine.runner import TrainingRunner
 from mup_tune.errors import UserError
 from mup_tune.findings import Finding
@@ -21,8 +21,6 @@ from mup_tune.search.loop import Sweep
 from mup_tune.search.plan import Plan
 from mup_tune.search.stage import State
 from mup_tune.trial import Budget
-
-OnEvent = Callable[[Event], None]
 
 
 def check_data(plan: Plan, data: Mixture) -> None:

@@ -1,7 +1,7 @@
 """What a plan is going to do, before anything is trained: trials, tokens and FLOPs of every stage, derived numbers.
 
-A stage says how many trials it wants if nothing surprises and at the very most (:meth:`Stage.counts`), and which ones
-to take the cost of one from, their mean (:meth:`Stage.priced_by`).
+A stage says how many trials it wants if nothing surprises and at the very most (:meth:`Stage.counts`), and
+which ones to take the cost of one from, their mean (:meth:`Stage.priced_by`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class StageForecast:
     """One stage: what it takes if nothing surprises, and with every extension, refinement and retry it may ask for.
 
-    ``stage`` is its key in the journal. ``tokens`` are of training, all trials together; validation is not counted.
+    ``stage`` is its key in the journal. ``tokens`` are of training, all trials together; validation is not
+    counted.
     """
 
     stage: str
@@ -53,11 +54,12 @@ def foresee(
 ) -> tuple[StageForecast, State]:
     """The forecast of one stage entered with ``state``, and a state to enter the next one with.
 
-    ``longest``: the FLOPs that the search for the incumbent may have spent before, at the very most.
-    What the stage would learn is made up: every reference is other Settings than any before, every axis it measures
+    ``longest``: the FLOPs that the search for the incumbent may have spent before, at the very most. What the
+    stage would learn is made up: every reference is other Settings than any before, every axis it measures
     has sensitivity 1, and a tuned ELR is one at which EWD is identifiable, if the grid reaches as far.
     """
-    # Before anything is spent stages refuse what would find no ground to stand on, so the first look has no FLOPs.
+    # Before anything is spent stages refuse what would find no ground to stand on, so the first look has no
+    # FLOPs.
     first = stage.priced_by(context, replace(state, flops=0.0)) or context.trials(state.incumbent, context.seeds[:1])
     tokens = fmean(trial.budget.steps * trial.budget.batch_tokens for trial in first)
     flops = fmean(trial.flops for trial in first)

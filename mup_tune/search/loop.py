@@ -1,7 +1,7 @@
 """The loop that walks a plan's stages: proposals become packs, outcomes become journal rows, rows become decisions.
 
-It is the :class:`~mup_tune.engine.work.PackSource` of a sweep. Stages are pure functions of what is known, so that
-resuming is replaying: the journal's rows and packs go in, and the same decisions come out.
+It is the :class:`~mup_tune.engine.work.PackSource` of a sweep. Stages are pure functions of what is known, so
+that resuming is replaying: the journal's rows and packs go in, and the same decisions come out.
 """
 
 from __future__ import annotations

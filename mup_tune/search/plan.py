@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from mup_tune.data.mixture import Data, check_weights
 from mup_tune.errors import UserError, unknown
-from mup_tune.files import Model, content_hash, find, parse_yaml, read_yaml, validated
+from mup_tune.files import FrozenModel, content_hash, find, parse_yaml, read_yaml, validated
 from mup_tune.roles import role_table
 from mup_tune.search.forecast import foresee
 from mup_tune.search.stage import Context, Stage, State
@@ -24,7 +24,7 @@ def _listed(data: Any) -> Any:
     return (data,) if isinstance(data, dict | Data) else data
 
 
-class Header(Model):
+class Header(FrozenModel):
     """A plan's keys; the stages are checked by their kinds.
 
     ``target``: the Shape that the tuned settings are meant for. Nothing trains at it. ``data``: one corpus,

@@ -31,11 +31,13 @@ def suggest(
 ) -> list[dict[str, float]]:
     """``n`` new candidates in the box of ±``radius`` around the centre: log2 offsets by axis, multiples of 1/64.
 
-    None of them is the centre, in ``history``, or there twice; what a sampler repeats is drawn anew from the whole
-    box. The same arguments give the same candidates, so that resuming a run proposes what it proposed before.
+    None of them is the centre, in ``history``, or there twice; what a sampler repeats is drawn anew from the
+    whole box. The same arguments give the same candidates, so that resuming a run proposes what it proposed
+    before.
 
     Args:
-        history: empty, or the centre and then whole rounds of ``n`` candidates (a trust region counts rounds).
+        history: empty, or the centre and then whole rounds of ``n`` candidates (a trust region counts
+        rounds).
 
     Raises:
         UserError: the box holds fewer than ``n`` candidates that are new.
@@ -103,9 +105,9 @@ def _best(told: Told) -> tuple[int, ...] | None:
 def _modelled(sampler: Sampler, dims: int, limit: int, told: Told, n: int, seed: int) -> list[tuple[int, ...]]:
     """Optuna's TPE or GP on a study rebuilt from the history, asked ``n`` times before any answer.
 
-    Both see what was asked as running: TPE by its constant liar, the GP through its batch acquisition.
-    A diverged candidate is told as the worst loss that trained. FAIL would be ignored by both, who would go there
-    again; TPE only ranks, so that any bad value does; and a far worse one would flatten the GP's bowl.
+    Both see what was asked as running: TPE by its constant liar, the GP through its batch acquisition. A
+    diverged candidate is told as the worst loss that trained. FAIL would be ignored by both, who would go
+    there again; TPE only ranks, so that any bad value does; and a far worse one would flatten the GP's bowl.
     """
     names = [str(axis) for axis in range(dims)]
     worst = max((loss for _, loss in told if loss is not None), default=0.0)

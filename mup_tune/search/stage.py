@@ -1,8 +1,9 @@
 """What a stage is: configuration from the plan plus one straight walk over finished trials.
 
-The walk asks for the losses it needs, in order (:class:`Asked`). Where some are still missing it stops, and what it
-asked for so far is the proposal; with everything known it reaches its end, and that is the conclusion. So a decision
-in the walk rests only on trials asked for before it, and more rows never take a wish back.
+The walk asks for the losses it needs, in order (:class:`Asked`). Where some are still missing it stops, and
+what it asked for so far is the proposal; with everything known it reaches its end, and that is the
+conclusion. So a decision in the walk rests only on trials asked for before it, and more rows never take a
+wish back.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from typing import Any, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from mup_tune.files import Model
+from mup_tune.files import FrozenModel
 from mup_tune.findings import Finding, State
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
-from mup_tune.trial import Budget, Row, Trial
+from mup_tune.trial import Budget, Trial, TrialResult
 
 __all__ = ["Asked", "Conclusion", "Context", "Known", "Losses", "Stage", "State", "each_once", "losses"]
 
-Known = Mapping[str, Row]  # finished trials of the whole run, by trial hash
+Known = Mapping[str, TrialResult]  # finished trials of the whole run, by trial hash
 Losses = dict[int, float | None]  # nats/token by seed; None where the member diverged
 ValuesT = TypeVar("ValuesT", bound=Sequence[Any])
 
@@ -74,7 +75,7 @@ class Asked:
         wanted = [self.context.trials(each, seeds, shape) for each, shape in zip(settings, places, strict=True)]
         return [losses(rows) for rows in self.rows(wanted)]
 
-    def rows(self, wanted: Sequence[Sequence[Trial]]) -> list[list[Row]]:
+    def rows(self, wanted: Sequence[Sequence[Trial]]) -> list[list[TrialResult]]:
         """The finished rows of each list of trials, all of them asked for at once.
 
         Raises:
@@ -87,7 +88,7 @@ class Asked:
         return [[self.known[trial.hash] for trial in trials] for trials in wanted]
 
 
-def losses(rows: Iterable[Row], metric: str | None = None) -> Losses:
+def losses(rows: Iterable[TrialResult], metric: str | None = None) -> Losses:
     """Loss by seed, or a metric in its place; None where the member diverged."""
     return {row.trial.seed: (row.metrics[metric] if metric else row.loss) if row.ok else None for row in rows}
 
@@ -103,7 +104,7 @@ def each_once(noun: str) -> AfterValidator:
     return AfterValidator(checked)
 
 
-class Stage(Model):
+class Stage(FrozenModel):
     """Base of the stage kinds. A stage holds no state: it is asked again, with more rows, until it wants no more."""
 
     kind: str
@@ -154,7 +155,8 @@ class Stage(Model):
     def counts(self, context: Context, state: State) -> tuple[int, int]:
         """(trials if nothing surprises, trials at the very most), before anything is trained.
 
-        ``state`` is the one a forecast has reached: its ``flops`` are what earlier stages are expected to spend.
+        ``state`` is the one a forecast has reached: its ``flops`` are what earlier stages are expected to
+        spend.
         """
         first = len(self.propose(context, state, {}))
         return first, first

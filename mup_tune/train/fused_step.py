@@ -1,7 +1,8 @@
 """One training step of a population on the GPU, recorded once as a CUDA graph and replayed.
 
-Multipliers, rotary frequencies, rates, schedule factors and batches are tensors that the graph reads, so that one
-recording serves every trial of a Shape, population size and batch: nothing is compiled or recorded when they change.
+Multipliers, rotary frequencies, rates, schedule factors and batches are tensors that the graph reads, so that
+one recording serves every trial of a Shape, population size and batch: nothing is compiled or recorded when
+they change.
 
 Shape suffixes: P members, B rows, T tokens of a row.
 """

@@ -10,8 +10,8 @@ With t the tokens seen when a step updates, its own batch included, and T those 
     power(t) = (t / power_onset_tokens)^-¼ from the onset on, 1 before it or without one
     decay(t) = lr_decay_to^((t − T + decay_tokens) / decay_tokens) over the last decay_tokens, 1 before them
 
-The power factor is that of the Effective Power Scheduler (arXiv 2507.22448): it acts on η and λ alike, so that
-EWD = √(λ/η) stays as tuned and ELR = √(η·λ) falls ∝ t^-¼. Warmup and decay act on η alone.
+The power factor is that of the Effective Power Scheduler (arXiv 2507.22448): it acts on η and λ alike, so
+that EWD = √(λ/η) stays as tuned and ELR = √(η·λ) falls ∝ t^-¼. Warmup and decay act on η alone.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from mup_tune.roles import role_table
 from mup_tune.train.schedule import Schedule
 from mup_tune.train.step import Steps
 from mup_tune.train.validation import Validation, to_device, validate
-from mup_tune.trial import Pack, PackResult, Row, Trial
+from mup_tune.trial import Pack, PackResult, Trial, TrialResult
 
 CURVE_POINTS = 200  # a member; steps are averaged into at most this many
 CHECK_EVERY = 20  # steps between looks at the device, so that it is not waited for each step
@@ -38,8 +38,8 @@ class Device:
 def train_pack(pack: Pack, data: Mixture, device: Device, on_step: OnStep, steps: Steps | None = None) -> PackResult:
     """Train the members of ``pack`` side by side. Same pack, machine and threads: bitwise the same losses on the CPU.
 
-    A member whose loss or gradient norm stops being finite is masked from that step on and reported as diverged; the
-    others' numbers do not change.
+    A member whose loss or gradient norm stops being finite is masked from that step on and reported as
+    diverged; the others' numbers do not change.
     """
     run = PackTraining(pack.trials, data, device, steps)
     started = time.perf_counter()
@@ -114,7 +114,7 @@ class PackTraining:
         self.loss_SP[step], self.norm_SP[step] = stepper.loss_P, stepper.norm_P
         self.clipped_SP[step], self.alive_SP[step] = stepper.clipped_P, stepper.alive_P
 
-    def row(self, member: int, validation: Validation, extra: dict[str, float]) -> Row:
+    def row(self, member: int, validation: Validation, extra: dict[str, float]) -> TrialResult:
         trial, loss = self.trials[member], float(validation.loss_P[member])
         alive = bool(self.stepper.alive_P[member]) and isfinite(loss)
         lived = int(self.alive_SP[:, member].sum())
@@ -127,9 +127,9 @@ class PackTraining:
             "grad_norm": float(self.norm_SP[self.steps_done - 1, member]),
         }
         if not alive:
-            return Row(trial, "diverged", nan, nan, self._reason(member, lived), metrics)
+            return TrialResult(trial, "diverged", nan, nan, self._reason(member, lived), metrics)
         metrics |= {name: float(value_P[member]) for name, value_P in validation.metrics.items()}
-        return Row(trial, "ok", loss, float(validation.se_P[member]), "", metrics)
+        return TrialResult(trial, "ok", loss, float(validation.se_P[member]), "", metrics)
 
     def _reason(self, member: int, lived: int) -> str:
         if lived >= self.steps_done:

@@ -52,9 +52,10 @@ def to_device(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor | None]
 def validate(model: Model, data: Mixture, budget: Budget, device: str) -> Validation:
     """Losses of all members in nats/token.
 
-    The deciding loss is Σ weight · loss of the source, each the mean over the targets of that source's own rows; with
-    several sources each is a metric ``loss.NAME``. ``bits_per_byte`` is weighted likewise, where every source knows
-    its bytes. ``loss_xK`` is on one text for every K of ``val_lengths``, and so on other rows than the loss.
+    The deciding loss is Σ weight · loss of the source, each the mean over the targets of that source's own
+    rows; with several sources each is a metric ``loss.NAME``. ``bits_per_byte`` is weighted likewise, where
+    every source knows its bytes. ``loss_xK`` is on one text for every K of ``val_lengths``, and so on other
+    rows than the loss.
     """
     rows = row_counts(data, budget)
     share_S1 = torch.tensor(data.shares, dtype=torch.float64)[:, None]
@@ -121,8 +122,8 @@ def _at_length(model: Model, source: Source, budget: Budget, factor: int, longes
 def cut(batch: Batch, length: int) -> Batch:
     """The same tokens and targets in rows of ``length``, documents numbered from 0 in each.
 
-    The target of a row's last token stays the token that follows it, and a document that is cut goes on without what
-    came before.
+    The target of a row's last token stays the token that follows it, and a document that is cut goes on
+    without what came before.
     """
     documents_BT = batch.documents_BT.reshape(-1, length)
     return Batch(

@@ -22,7 +22,8 @@ def resplit(target: Shape, asked: str, source: str) -> Shape:
         source: the run folder that ``from-run`` reads.
 
     Raises:
-        UserError: no ratio of eighths, a source without a finished channels stage, or a target that cannot take it.
+        UserError: no ratio of eighths, a source without a finished channels stage, or a target that cannot
+        take it.
     """
     ratio, why = _best_of_run(source) if asked == FROM_RUN else (Ratio.parse(asked), "as asked")
     shape, rounded = nearest(target, ratio)

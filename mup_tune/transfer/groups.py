@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mup_tune.errors import UserError
-from mup_tune.files import Model
+from mup_tune.files import FrozenModel
 from mup_tune.multipliers import COMPLETEP
 from mup_tune.roles import Distribution, Role, RoleTable
 from mup_tune.settings import PositiveFloat, Settings
@@ -48,7 +48,7 @@ def parametrisation(settings: Settings) -> str:
     )
 
 
-class InitSlice(Model):
+class InitSlice(FrozenModel):
     """One slice along a parameter's first dimension; ``multiplier`` acts in the forward pass and is in config.json."""
 
     slice: str
@@ -58,7 +58,7 @@ class InitSlice(Model):
     multiplier: PositiveFloat
 
 
-class Group(Model):
+class Group(FrozenModel):
     """One parameter group. ``pattern`` matches a parameter's whole name; ``tensors`` is how many it matches."""
 
     pattern: str
@@ -99,10 +99,11 @@ class Group(Model):
         )
 
 
-class ScheduleSpec(Model):
+class ScheduleSpec(FrozenModel):
     """The schedule in fractions of the total tokens. The two token counts are null until a budget is known.
 
-    ``lr_tuned_at_batch_tokens`` is the run's batch where lr was scaled from there to ``batch_tokens``, else null.
+    ``lr_tuned_at_batch_tokens`` is the run's batch where lr was scaled from there to ``batch_tokens``, else
+    null.
     """
 
     eta: str = ETA_FORMULA
@@ -149,7 +150,7 @@ class ScheduleSpec(Model):
         return self.model_copy(update=update)
 
 
-class OptimizerFile(Model):
+class OptimizerFile(FrozenModel):
     """All of ``optimizer.yaml``."""
 
     format: Literal[1] = 1
@@ -208,8 +209,8 @@ def match(groups: Iterable[Group], shapes: Mapping[str, tuple[int, ...]]) -> dic
         shapes: the model's parameters, by ``transformers`` names.
 
     Raises:
-        UserError: a parameter that no pattern or more than one matches, another shape, or a pattern that does not
-            match as many parameters as it says.
+        UserError: a parameter that no pattern or more than one matches, another shape, or a pattern that does
+            not match as many parameters as it says.
     """
     groups = tuple(groups)
     owner: dict[str, Group] = {}

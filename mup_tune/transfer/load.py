@@ -1,6 +1,7 @@
 """Training from an export: its init, parameter groups and schedule, applied to a ``transformers`` Falcon-H1 model.
 
-Nothing is stored on the model: names are looked up again on every call, so FSDP, torch.compile and deepcopy are safe.
+Nothing is stored on the model: names are looked up again on every call, so FSDP, torch.compile and deepcopy
+are safe.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ class Transfer:
         """Groups for ``torch.optim.AdamW``, one a pattern, at peak η and λ.
 
         ``base_lr`` and ``base_weight_decay`` stay in the groups and in the optimizer's state dict;
-        :meth:`apply_schedule_` computes from them alone. AdamW's decay is θ ← θ − lr·weight_decay·θ, the coupling
-        these values were tuned under; an optimizer that decays by weight_decay alone needs lr·weight_decay.
+        :meth:`apply_schedule_` computes from them alone. AdamW's decay is θ ← θ − lr·weight_decay·θ, the
+        coupling these values were tuned under; an optimizer that decays by weight_decay alone needs
+        lr·weight_decay.
 
         Raises:
             UserError: a parameter that no pattern knows, or patterns left without parameters.
@@ -130,8 +132,9 @@ def load_transfer(folder: str | Path, *, batch_tokens: int | None = None, total_
     Args:
         folder: the export.
         batch_tokens: tokens of one optimizer step, over all devices and accumulated micro-batches.
-        total_tokens: tokens of the whole training; warmup, decay and the power schedule's onset are fractions of it.
-            Both default to the numbers in ``optimizer.yaml``, which are the proxy's, or null without a run.
+        total_tokens: tokens of the whole training; warmup, decay and the power schedule's onset are fractions
+            of it. Both default to the numbers in ``optimizer.yaml``, which are the proxy's, or null without a
+            run.
 
     Raises:
         UserError: a missing or malformed file, or token counts that make no schedule.

@@ -86,7 +86,8 @@ def test_bytes_of_a_step_by_hand(scripts):
     assert by_name["norm + AdamW"].bytes == 30 * shape.matmul_parameters() + 32 * (
         shape.parameters() - shape.matmul_parameters()
     )
-    # q 128, k and v 64 each; read and written once forward; out, its gradient and qkv read, the latter's written
+    # q 128, k and v 64 each; read and written once forward; out, its gradient and qkv read, the latter's
+    # written
     assert by_name["attention"].bytes == 8 * 2 * N * (256 + 128)
     assert by_name["attention backward"].bytes == 8 * 2 * N * (128 + 128 + 256 + 256)
     # z 256, x B C 256 + 128, dt 4
@@ -164,7 +165,8 @@ def test_sides_take_turns_and_small_ones_stay(scripts, monkeypatch):
     scripts.rounds.run_cell(cell, world, rounds=3, until=float("inf"))
     timed = [entry for entry in world.log if entry.startswith("time")]
     assert timed == ["time 1", "time 2", "time 8"] * 3
-    # 10 and 80 fit beside each other, 20 more do not: the small one is built once more and kept, the others each time
+    # 10 and 80 fit beside each other, 20 more do not: the small one is built once more and kept, the others
+    # each time
     assert [world.log.count(f"build {P}") for P in (1, 2, 8)] == [2, 3, 3]
     assert [side.peak_bytes for side in sides] == [10, 20, 80]
     assert sides[1].step_s == 2.0

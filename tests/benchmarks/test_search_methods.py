@@ -18,7 +18,7 @@ from mup_tune.data.prepare import prepare
 from mup_tune.engine.work import Calibrate, Calibration, Outcome, Report, Work
 from mup_tune.search import execute
 from mup_tune.settings import ELR_0
-from mup_tune.trial import PackResult, Row, Trial
+from mup_tune.trial import PackResult, Trial, TrialResult
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "search_methods.py"
 PLAN = """
@@ -45,7 +45,7 @@ def loss(trial: Trial) -> float:
 def simulated(work: Work, report: Report) -> Outcome:
     if isinstance(work, Calibrate):
         return Calibration({1: 100.0, 8: 800.0}, "cpu")
-    rows = tuple(Row(trial, "ok", loss(trial), 0.01) for trial in work.trials)
+    rows = tuple(TrialResult(trial, "ok", loss(trial), 0.01) for trial in work.trials)
     columns = ("member", "step", "tokens", "loss", "grad_norm", "clipped", "eta")
     return PackResult(work, rows, {column: [0.0] * len(rows) for column in columns}, {"tokens_per_s": 1.0})
 

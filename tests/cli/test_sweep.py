@@ -44,8 +44,8 @@ def mup_tune(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def losses(run: Path, calm: bool = False) -> dict[str, float]:
-    """Loss by trial hash. ``calm``: those at the starting ELR or below; above it training is chaotic, so that rounding
-    in another pack composition grows from 1e-7 to 1e-2 within 40 steps."""
+    """Loss by trial hash. ``calm``: those at the starting ELR or below; above it training is chaotic, so that
+    rounding in another pack composition grows from 1e-7 to 1e-2 within 40 steps."""
     import pandas as pd
 
     table = pd.read_csv(run / "tables" / "trials.csv")
@@ -87,7 +87,8 @@ def test_kill_9_leaves_a_run_that_resumes_to_the_same_losses(finished: Path, pla
     resumed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     after = {path.name: path.stat().st_mtime_ns for path in run.glob("curves/*.parquet")}
-    # The last curve file may stand there without its pack's commit; every other pack must not be trained again.
+    # The last curve file may stand there without its pack's commit; every other pack must not be trained
+    # again.
     assert sum(after[name] != at for name, at in committed.items()) <= 1
     # Pack sizes follow the calibration, so compositions differ between the runs and losses agree to rounding.
     whole, again = losses(finished, calm=True), losses(run, calm=True)

@@ -25,7 +25,7 @@ from mup_tune.engine.work import (
 from mup_tune.errors import UserError
 from mup_tune.settings import untuned
 from mup_tune.shape import Shape
-from mup_tune.trial import Budget, Pack, PackResult, Row, Trial
+from mup_tune.trial import Budget, Pack, PackResult, Trial, TrialResult
 
 SHAPE = Shape(
     name="tiny", d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ssm=16, ssm_head_dim=8, d_state=8,
@@ -74,7 +74,7 @@ class Scripted:
                 raise OutOfMemoryError(f"{len(work.trials)} members do not fit")
             case "interrupt":
                 raise KeyboardInterrupt
-        rows = tuple(Row(trial, "ok", float(trial.seed), 0.0) for trial in work.trials)
+        rows = tuple(TrialResult(trial, "ok", float(trial.seed), 0.0) for trial in work.trials)
         environment = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MALLOC_TOP_PAD_")}
         return PackResult(work, rows, {"loss": [1.0]}, {"pid": os.getpid(), **environment})
 

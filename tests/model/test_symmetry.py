@@ -1,7 +1,8 @@
 """The abc-symmetry under AdamW (docs/method.md): θ may sit in a weight or its multiplier, if η, λ and eps move along.
 
-Member 0 is the reference; every other member of the same population has one group shifted. All in float64, unclipped:
-a clip on the global gradient norm is no symmetry, for g → g/θ. No activation changes, so the norms' own eps may stay.
+Member 0 is the reference; every other member of the same population has one group shifted. All in float64,
+unclipped: a clip on the global gradient norm is no symmetry, for g → g/θ. No activation changes, so the
+norms' own eps may stay.
 """
 
 from __future__ import annotations

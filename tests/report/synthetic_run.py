@@ -16,7 +16,7 @@ from mup_tune.run.journal import Journal
 from mup_tune.run.tables import write_tables
 from mup_tune.settings import Settings, untuned
 from mup_tune.shape import load_shape
-from mup_tune.trial import Budget, Pack, PackResult, Row, Trial
+from mup_tune.trial import Budget, Pack, PackResult, Trial, TrialResult
 
 SHAPE = load_shape("cpu-64")
 BUDGET = Budget(
@@ -159,7 +159,7 @@ COMPARISONS = (
 )
 
 
-def _row(trial: Trial, loss: float, diverged: bool) -> Row:
+def _row(trial: Trial, loss: float, diverged: bool) -> TrialResult:
     metrics = {
         "bits_per_byte": loss / math.log(2),
         "train_loss": loss - 0.02,
@@ -167,7 +167,7 @@ def _row(trial: Trial, loss: float, diverged: bool) -> Row:
         "clipped_fraction": 0.031,
         "tokens_per_s": 5100.0,
     }
-    return Row(trial, "diverged" if diverged else "ok", math.nan if diverged else loss, 0.004, metrics=metrics)
+    return TrialResult(trial, "diverged" if diverged else "ok", math.nan if diverged else loss, 0.004, metrics=metrics)
 
 
 def _curves(seeds: tuple[int, ...], level: float) -> dict[str, list[float]]:

@@ -12,7 +12,7 @@ from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.settings import untuned
 from mup_tune.shape import load_shape
-from mup_tune.trial import Budget, Pack, PackResult, Row, Trial
+from mup_tune.trial import Budget, Pack, PackResult, Trial, TrialResult
 
 STAGE = "01-sweep"
 SHAPE = load_shape("cpu-32").model_copy(update={"note": ""})  # a note is no part of a trial
@@ -54,9 +54,9 @@ def result(of: Pack, attempt: float = 0.0, diverged: Iterable[int] = ()) -> Pack
     for index, each in enumerate(of.trials):
         metrics = {"bits_per_byte": 2.0 + index, "grad_norm": math.nan if index in lost else 0.5}
         if index in lost:
-            rows.append(Row(each, "diverged", math.nan, math.nan, "loss is NaN at step 3", metrics))
+            rows.append(TrialResult(each, "diverged", math.nan, math.nan, "loss is NaN at step 3", metrics))
         else:
-            rows.append(Row(each, "ok", 2.0 + index / 7 + attempt, 0.01, "", metrics))
+            rows.append(TrialResult(each, "ok", 2.0 + index / 7 + attempt, 0.01, "", metrics))
     members = [float(index) for index in range(len(of.trials))]
     curves = {
         "member": [member for _ in range(3) for member in members],

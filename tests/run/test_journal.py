@@ -21,7 +21,7 @@ from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.run.repair import repair
 from mup_tune.settings import untuned
-from mup_tune.trial import Pack, PackResult, Row
+from mup_tune.trial import Pack, PackResult, TrialResult
 
 
 def _comparable(journal: Journal) -> Any:
@@ -123,7 +123,9 @@ def test_ok_without_a_finite_loss_is_refused_before_anything_is_written(tmp_path
         good = result(one)
         size = run.journal.stat().st_size
         with pytest.raises(ValueError, match="called ok and has the loss nan"):
-            journal.commit(PackResult(one, (good.rows[0], Row(one.trials[1], "ok", math.nan, 0.0)), good.curves, {}))
+            journal.commit(
+                PackResult(one, (good.rows[0], TrialResult(one.trials[1], "ok", math.nan, 0.0)), good.curves, {})
+            )
         with pytest.raises(ValueError, match="not its members in order"):
             journal.commit(PackResult(one, good.rows[::-1], good.curves, {}))
         with pytest.raises(ValueError, match="was not planned"):

@@ -12,7 +12,7 @@ from mup_tune.errors import UserError
 from mup_tune.search.forecast import StageForecast, forecast, foresee, total
 from mup_tune.search.plan import Plan, load_plan
 from mup_tune.search.stage import State
-from mup_tune.trial import Row, Trial
+from mup_tune.trial import Trial, TrialResult
 
 PLAN = """
 proxy: cpu-channels
@@ -39,9 +39,9 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return load_plan(str(path))
 
 
-def simulated(plan: Plan, row: Callable[[Trial], Row]) -> list[tuple[int, int]]:
+def simulated(plan: Plan, row: Callable[[Trial], TrialResult]) -> list[tuple[int, int]]:
     """Trials of the first round and of all rounds, by stage, as the loop would walk the plan."""
-    state, known, found = State(plan.start), dict[str, Row](), []
+    state, known, found = State(plan.start), dict[str, TrialResult](), []
     for stage in plan.stages:
         first = len(stage.propose(plan.context, state, known))
         spent = 0.0
@@ -56,8 +56,8 @@ def simulated(plan: Plan, row: Callable[[Trial], Row]) -> list[tuple[int, int]]:
     return found
 
 
-def measured(landscape: Landscape) -> Callable[[Trial], Row]:
-    def row(trial: Trial) -> Row:
+def measured(landscape: Landscape) -> Callable[[Trial], TrialResult]:
+    def row(trial: Trial) -> TrialResult:
         made = landscape.row(trial)
         lengths = {f"loss_x{factor}": made.loss for factor in (1, 2, 4, 8)}
         return replace(made, metrics={**lengths, "tokens_per_s": 100.0, "members": 4.0})
@@ -65,7 +65,7 @@ def measured(landscape: Landscape) -> Callable[[Trial], Row]:
     return row
 
 
-def by_stage(plan: Plan, row: Callable[[Trial], Row]) -> list[tuple[StageForecast, int, int]]:
+def by_stage(plan: Plan, row: Callable[[Trial], TrialResult]) -> list[tuple[StageForecast, int, int]]:
     return [(line, *counts) for line, counts in zip(forecast(plan), simulated(plan, row), strict=True)]
 
 

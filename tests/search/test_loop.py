@@ -13,7 +13,7 @@ from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.search.loop import Sweep
 from mup_tune.search.plan import Plan, load_plan
-from mup_tune.trial import Pack, PackResult, Row, Trial
+from mup_tune.trial import Pack, PackResult, Trial, TrialResult
 
 PLAN = """
 proxy: cpu-32
@@ -45,7 +45,7 @@ class Landscape:
             raise KeyboardInterrupt
         self.packs.append(work.id)
         self.trained += [trial.hash for trial in work.trials]
-        rows = tuple(Row(trial, "ok", loss(trial), 0.01) for trial in work.trials)
+        rows = tuple(TrialResult(trial, "ok", loss(trial), 0.01) for trial in work.trials)
         count = len(work.trials)
         curves = {key: [0.0] * count for key in ("step", "tokens", "loss", "grad_norm", "clipped", "eta")}
         curves["member"] = [float(member) for member in range(count)]
@@ -147,7 +147,7 @@ def test_diverged_trials_are_rows_too_and_are_not_trained_again(plan: Plan, tmp_
             if isinstance(outcome, Calibration):
                 return outcome
             rows = tuple(
-                Row(row.trial, "diverged", nan, nan, "the loss became nan at step 1 of 100")
+                TrialResult(row.trial, "diverged", nan, nan, "the loss became nan at step 1 of 100")
                 if row.trial.settings.elr > plan.start.elr * 3.9
                 else row
                 for row in outcome.rows

@@ -2,8 +2,8 @@
 
 Shape suffixes: P members, R rows of a tile, C columns of a block.
 
-Every parameter is [P, rows, cols] somewhere in a flat buffer. A tile is up to ``ROWS`` of its rows; a program updates
-one tile of one member. Rows that no tile names (padding) are never touched. The arithmetic is that of
+Every parameter is [P, rows, cols] somewhere in a flat buffer. A tile is up to ``ROWS`` of its rows; a program
+updates one tile of one member. Rows that no tile names (padding) are never touched. The arithmetic is that of
 ``train.optimizer.MemberAdamW``.
 """
 
@@ -24,11 +24,13 @@ _COLS = tl.constexpr(64)  # a block's columns, times the vector width
 def make_tiles(parameters: Iterable[tuple[int, int, int, int, int]]) -> tuple[Tensor, int]:
     """The tiles of all parameters, int64 [n_tiles, 6] on the CPU, and the number of table rows.
 
-    A tile is (element offset of its first row for member 0, elements between members, rows, cols, elements between
-    rows, index of its first row in the tables). Table rows number the parameters' rows in the order given.
+    A tile is (element offset of its first row for member 0, elements between members, rows, cols, elements
+    between rows, index of its first row in the tables). Table rows number the parameters' rows in the order
+    given.
 
     Args:
-        parameters: (element offset for member 0, elements between members, rows, cols, elements between rows) of each.
+        parameters: (element offset for member 0, elements between members, rows, cols, elements between rows)
+        of each.
     """
     tiles, n_rows = [], 0
     for offset, member_stride, rows, cols, row_stride in parameters:

@@ -1,14 +1,15 @@
 """Causal grouped-query attention with rotary embedding and document masks: the forward pass, and what backward shares.
 
-Softmax runs online over key blocks (arXiv 2205.14135, §3.1; 2307.08691, §3.1). Documents do not decrease along a row,
-so a query block begins at its first document's first token, and a pair of blocks inside one document needs no mask
-below the diagonal. Queries and keys are rotated in place by a pass of their own: every kernel then takes them from
-memory straight to shared memory. Computed in the kernel, an operand lies in registers, and what defines it there while
-another product is under way makes ptxas run all products of the loop one after another (its remark C7513).
+Softmax runs online over key blocks (arXiv 2205.14135, §3.1; 2307.08691, §3.1). Documents do not decrease
+along a row, so a query block begins at its first document's first token, and a pair of blocks inside one
+document needs no mask below the diagonal. Queries and keys are rotated in place by a pass of their own: every
+kernel then takes them from memory straight to shared memory. Computed in the kernel, an operand lies in
+registers, and what defines it there while another product is under way makes ptxas run all products of the
+loop one after another (its remark C7513).
 
-Shape suffixes: P members, B rows, T tokens, C columns of q, k and v, E columns of q, Q query heads, J key/value heads,
-R = head_dim/2; K is head_dim padded to 2 · (R padded), so that a rotary pair keeps its distance.
-In the kernels: M rows of a query block, N rows of a key block.
+Shape suffixes: P members, B rows, T tokens, C columns of q, k and v, E columns of q, Q query heads, J
+key/value heads, R = head_dim/2; K is head_dim padded to 2 · (R padded), so that a rotary pair keeps its
+distance. In the kernels: M rows of a query block, N rows of a key block.
 """
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ def _forward_kernel(
             visible_MN = (n_N[None, :] >= start_M[:, None]) & (n_N[None, :] <= m_M[:, None])
             score_MN = tl.where(visible_MN, score_MN, float("-inf"))
         new_peak_M = tl.maximum(peak_M, tl.max(score_MN, 1))
-        # A row that has seen no key yet has the peak -inf; -inf - 0 gives it the weights 0 where -inf - -inf is NaN.
+        # A row that has seen no key yet has the peak -inf; -inf - 0 gives it the weights 0 where -inf - -inf
+        # is NaN.
         origin_M = tl.where(new_peak_M == float("-inf"), 0.0, new_peak_M)
         weight_MN = tl.math.exp2(score_MN - origin_M[:, None])
         decay_M = tl.math.exp2(peak_M - origin_M)
@@ -189,8 +191,8 @@ def attention_(
     """Causal softmax attention within documents, of every member; twin of :func:`mup_tune.model.attention.attention`.
 
     Args:
-        qkv_PBTC: a view with the last stride 1: query, key and value heads side by side, not yet rotated. Afterwards
-            queries and keys are rotated, and queries scaled, as the backward pass reads them.
+        qkv_PBTC: a view with the last stride 1: query, key and value heads side by side, not yet rotated.
+            Afterwards queries and keys are rotated, and queries scaled, as the backward pass reads them.
         cos_PTR, sin_PTR: fp32, contiguous; the rotary table, pairs are (i, i + R).
         spans_2BT: of :func:`spans`.
         out_PBTE: a view with the last stride 1 that is written.

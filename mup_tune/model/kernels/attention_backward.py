@@ -1,9 +1,9 @@
 """Backward pass of the attention kernels: one kernel for queries, then one for keys and values; no atomics.
 
-With S = QKᵀ, W = softmax(S), δ = rowsum(dout · out): dV = Wᵀ dout, dS = W ∘ (dout Vᵀ - δ), dQ = dS K, dK = dSᵀ Q
-(arXiv 2307.08691, §3.1.2). W is recomputed from the saved denominators. The kernel for queries leaves δ behind for the
-other, which walks every query head of a key's group and so sums over them itself. Both read what the forward pass
-rotated, and turn their gradients back.
+With S = QKᵀ, W = softmax(S), δ = rowsum(dout · out): dV = Wᵀ dout, dS = W ∘ (dout Vᵀ - δ), dQ = dS K, dK =
+dSᵀ Q (arXiv 2307.08691, §3.1.2). W is recomputed from the saved denominators. The kernel for queries leaves δ
+behind for the other, which walks every query head of a key's group and so sums over them itself. Both read
+what the forward pass rotated, and turn their gradients back.
 
 Shape suffixes as in :mod:`mup_tune.model.kernels.attention`.
 """
@@ -95,7 +95,8 @@ def _keys_kernel(
     n0, j, row = pid % n_blocks * BLOCK_N, pid // n_blocks % J, (pid // n_blocks // J).to(tl.int64)
     p, b, group = row // B, row % B, Q // J
     ends_ptr = spans_ptr + (B + b) * T
-    # Queries [n0, stop) see the block; those blocks need a mask that start before ``edge`` or reach beyond ``stop``.
+    # Queries [n0, stop) see the block; those blocks need a mask that start before ``edge`` or reach beyond
+    # ``stop``.
     stop = tl.load(ends_ptr + tl.minimum(n0 + BLOCK_N, T) - 1)
     edge = tl.where(stop == tl.load(ends_ptr + n0), n0 + BLOCK_N, stop)
 
@@ -112,7 +113,8 @@ def _keys_kernel(
         for m0 in range(n0, stop, BLOCK_M):
             q_MK = load_pairs(qkv_ptr + q * (2 * R), stride_t, m0, stop, BLOCK_M, R, K)
             do_MK = load_rows(d_out_ptr + q * (2 * R), d_out_stride_t, m0, stop, BLOCK_M, 2 * R, K)
-            # One load for both: a vector as short as one of them is loaded in the dot's layout, a register an element.
+            # One load for both: a vector as short as one of them is loaded in the dot's layout, a register an
+            # element.
             pair = 2 * m0 + tl.arange(0, 2 * BLOCK_M)
             stats = tl.load(stats_ptr + head * T * 2 + pair, mask=pair < 2 * stop, other=0.0)
             lse_M, delta_M = tl.split(tl.reshape(stats, (BLOCK_M, 2)))
@@ -170,7 +172,8 @@ def attention_backward(
     """Gradients of :func:`mup_tune.model.kernels.attention.attention_`, written to every element of ``d_qkv_PBTC``.
 
     Args:
-        d_out_PBTE, out_PBTE: views with the last stride 1; the loss's gradient, and what the forward pass wrote.
+        d_out_PBTE, out_PBTE: views with the last stride 1; the loss's gradient, and what the forward pass
+        wrote.
         lse_PBQT: what the forward pass returned.
         qkv_PBTC: as the forward pass left it.
         cos_PTR, sin_PTR, spans_2BT: what the forward pass read.

@@ -1,11 +1,12 @@
-"""The causal depthwise convolution of Mamba-2 with its bias and SiLU (arXiv 2405.21060, §7): forward, and what backward
-shares.
+"""The causal depthwise convolution of Mamba-2 with its bias and SiLU (arXiv 2405.21060, §7): forward, and
+what backward shares.
 
-Shape suffixes: P members, B rows, T tokens of a row, C channels, k kernel taps (the last one is the token itself).
+Shape suffixes: P members, B rows, T tokens of a row, C channels, k kernel taps (the last one is the token
+itself).
 
-A program is one warp that walks along a run of tokens, so that documents are scalars: where no document starts, which a
-chunk of tokens asks once, nothing is masked. It carries the inputs of the taps - 1 tokens before in registers, so
-nothing but the inputs and the result meets memory.
+A program is one warp that walks along a run of tokens, so that documents are scalars: where no document
+starts, which a chunk of tokens asks once, nothing is masked. It carries the inputs of the taps - 1 tokens
+before in registers, so nothing but the inputs and the result meets memory.
 """
 
 # Triton builds tuples by addition only.
@@ -20,8 +21,8 @@ from torch import Tensor
 
 CHANNELS = 128  # of a program, 4 a thread: 8 would double the registers, which hold 15 values a channel backward
 CHUNK = 8  # tokens whose loads are under way together
-# Tokens of a run. Backward, each repeats taps - 1 tokens and leaves parts of the weights' gradients: the longest that
-# leaves this many programs, twice what a Hopper GPU runs at once.
+# Tokens of a run. Backward, each repeats taps - 1 tokens and leaves parts of the weights' gradients: the
+# longest that leaves this many programs, twice what a Hopper GPU runs at once.
 RUNS = (128, 64, 32)
 PROGRAMS = 4096
 

@@ -1,7 +1,7 @@
 """Backward pass of the convolution kernel: the gradients of inputs, weights and bias in one walk; see conv.py.
 
-Beside the inputs of the taps - 1 tokens before, a program carries those tokens' unfinished input gradients. It goes on
-taps - 1 tokens past its run, to finish the gradients of the run's last ones.
+Beside the inputs of the taps - 1 tokens before, a program carries those tokens' unfinished input gradients.
+It goes on taps - 1 tokens past its run, to finish the gradients of the run's last ones.
 
 Shape suffixes as in :mod:`mup_tune.model.kernels.conv`.
 """
@@ -46,10 +46,11 @@ def conv_silu_backward(
     """Gradients of :func:`mup_tune.model.kernels.conv.conv_silu`.
 
     Args:
-        d_y_PBTC: work dtype; it, ``x_PBTC`` and ``d_x_PBTC``, where x's goes, may be column slices of wider buffers.
+        d_y_PBTC: work dtype; it, ``x_PBTC`` and ``d_x_PBTC``, where x's goes, may be column slices of wider
+        buffers.
         zeroed_PBTz: more columns of ``d_x_PBTC``'s buffer, perhaps none, which get zeros in the same launch.
-        weight_parts: where the weight's gradient goes, [P, programs, C · k] fp32 for so many programs, contiguous: each
-            its part; ``bias_parts`` for the bias', [P, programs, C].
+        weight_parts: where the weight's gradient goes, [P, programs, C · k] fp32 for so many programs,
+            contiguous: each its part; ``bias_parts`` for the bias', [P, programs, C].
     """
     (P, B, T, C), taps = x_PBTC.shape, weight_PCk.shape[2]
     channels, length, runs = plan_runs(x_PBTC.shape)
@@ -89,8 +90,8 @@ def _walk(x, d_y, document, past_x, past_document, past_d_x, weights, bias, TAPS
         past_x, past_document, past_d_x: of the TAPS - 1 tokens before, the nearest first.
 
     Returns:
-        the gradient by the pre-activation; x by lag, 0 where it is another document's; the input gradients by lag with
-        this token's part added, so that the last one is finished.
+        the gradient by the pre-activation; x by lag, 0 where it is another document's; the input gradients by
+        lag with this token's part added, so that the last one is finished.
     """
     seen_x = seen(x, document, past_x, past_document, TAPS, MASKED)
     pre, on = activate(seen_x, weights, bias, TAPS)

@@ -2,9 +2,9 @@
 
 Shape suffixes: P members, N tokens, V vocabulary, I lanes of a block, J the logits a lane reads at once.
 
-Each lane keeps a running maximum and a running sum (online softmax, arXiv 1805.02867), so the row is read without
-waiting for other lanes. The gradient reads the row again, backwards: what came last is still in the caches (64 KB a row
-of 32768 in bf16), so device memory sees one read and one write.
+Each lane keeps a running maximum and a running sum (online softmax, arXiv 1805.02867), so the row is read
+without waiting for other lanes. The gradient reads the row again, backwards: what came last is still in the
+caches (64 KB a row of 32768 in bf16), so device memory sees one read and one write.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def _nll_kernel(
     EVEN: tl.constexpr,
     WITH_GRAD: tl.constexpr,
 ):
-    """One program: one row. Instructions count here almost as much as bytes, so nothing is compared or masked by
-    element where blocks fill the row (``EVEN``), and factors go into exponents."""
+    """One program: one row. Instructions count here almost as much as bytes, so nothing is compared or masked
+    by element where blocks fill the row (``EVEN``), and factors go into exponents."""
     n, p = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     BLOCK: tl.constexpr = LANES * _WIDTH
     index_IJ = tl.arange(0, LANES)[:, None] * _WIDTH + tl.arange(0, _WIDTH)[None, :]

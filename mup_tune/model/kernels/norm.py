@@ -2,7 +2,8 @@
 
 Shape suffixes: P members, N tokens, D d_model, C channels, G groups of channels.
 
-One kernel does both: the residual stream's norm is one group that also adds a branch. Everything is computed in fp32.
+One kernel does both: the residual stream's norm is one group that also adds a branch. Everything is computed
+in fp32.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from mup_tune.model.layers import RMS_NORM_EPS
 
 FORWARD_TILE = 4096  # elements a program holds at once, 32 a thread of 4 warps
 BACKWARD_TILE = 2048  # half as many: it holds two inputs, and the weight gradient's running sum, more
-# Backward programs over all members, about four an SM of a Hopper GPU; each leaves one partial weight gradient.
+# Backward programs over all members, about four an SM of a Hopper GPU; each leaves one partial weight
+# gradient.
 BACKWARD_PROGRAMS = 512
 
 Parts = Callable[[int], Tensor]
@@ -31,7 +33,8 @@ def add_norm(
 
     Args:
         residual_PND: fp32, contiguous.
-        branch_PND: what a branch adds, in the work dtype, contiguous. None: ``summed`` is ``residual_PND`` itself.
+        branch_PND: what a branch adds, in the work dtype, contiguous. None: ``summed`` is ``residual_PND``
+        itself.
         weight_PD: fp32.
         dtype: of ``normed``.
 
@@ -61,7 +64,8 @@ def add_norm_backward(
         d_summed_PND: fp32, what reaches ``summed`` by other ways than this norm; None where there is none.
         d_normed_PND: in the work dtype.
         branch_dtype: the branch's dtype; None where there was no branch.
-        parts: where the weight's gradient goes, [P, programs, D] fp32 for so many programs, contiguous: each its part.
+        parts: where the weight's gradient goes, [P, programs, D] fp32 for so many programs, contiguous: each
+        its part.
 
     Returns:
         the residual's gradient [P, N, D] fp32, the branch's in its dtype or None.

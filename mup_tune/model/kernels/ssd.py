@@ -1,10 +1,12 @@
 """The state-space scan of Mamba-2 with its step sizes, skip and gate, forward and backward (SSD; arXiv 2405.21060, §6).
 
-A row's chunks are walked in order for the state at every chunk's edge alone (ssd_states.py); then all chunks run at
-once. So only one small product a chunk waits for the chunk before, which is what counts where few heads run.
+A row's chunks are walked in order for the state at every chunk's edge alone (ssd_states.py); then all chunks
+run at once. So only one small product a chunk waits for the chunk before, which is what counts where few
+heads run.
 
-Shape suffixes: P members, B rows, T tokens of a row, C convolution channels (x, then B, then C), X = H · K, H heads,
-K channels of a head, G groups, S d_state, c chunks, L tokens of a chunk. Heads of a group are adjacent.
+Shape suffixes: P members, B rows, T tokens of a row, C convolution channels (x, then B, then C), X = H · K, H
+heads, K channels of a head, G groups, S d_state, c chunks, L tokens of a chunk. Heads of a group are
+adjacent.
 """
 
 from __future__ import annotations
@@ -96,19 +98,19 @@ def ssd(
 ) -> tuple[Tensor, ...]:
     """``out = silu(z) · (C_t h_t + D x_t)``, ``h_t = exp(−exp(A_log) dt_t) h_{t-1} + dt_t x_t ⊗ B_t``.
 
-    ``dt = softplus(raw + dt_bias)``; h = 0 where a document starts. Decays, sums and states are fp32, factors of matrix
-    products in the work dtype.
+    ``dt = softplus(raw + dt_bias)``; h = 0 where a document starts. Decays, sums and states are fp32, factors
+    of matrix products in the work dtype.
 
     Args:
-        xBC_PBTC: x, B and C after convolution and silu, contiguous, in the work dtype as z, raw and out, which may be
-            columns of a wider buffer.
+        xBC_PBTC: x, B and C after convolution and silu, contiguous, in the work dtype as z, raw and out,
+            which may be columns of a wider buffer.
         dt_bias_PH: fp32, as A_log and D.
         documents_BT: int32, non-decreasing in a row from 0.
         out_PBTX: written.
 
     Returns:
-        What :func:`ssd_backward` needs: dt [P, B, H, T], log2 decays summed in every chunk [P, B, H, T], and the state
-        at every chunk's start [P, B, H, c, S, K].
+        What :func:`ssd_backward` needs: dt [P, B, H, T], log2 decays summed in every chunk [P, B, H, T], and
+        the state at every chunk's start [P, B, H, c, S, K].
     """
     P, rows, T, X = z_PBTX.shape
     sizes = _sizes(n_heads, n_groups, d_state, X // n_heads, xBC_PBTC.dtype)
@@ -257,9 +259,10 @@ def ssd_backward(
 
 
 def _sizes(n_heads: int, n_groups: int, d_state: int, head_dim: int, dtype: torch.dtype) -> dict[str, int]:
-    """Constants of all kernels. A bf16 chunk has the 64 rows of a warp group's product, and channels are taken 32 at a
-    time: what a program then holds fits its registers up to d_state = 64, and from there with twice the warps. Blocks
-    narrower than 32, or one pipeline stage, have Triton 3.6 read shared memory out of bounds on sm_90."""
+    """Constants of all kernels. A bf16 chunk has the 64 rows of a warp group's product, and channels are
+    taken 32 at a time: what a program then holds fits its registers up to d_state = 64, and from there with
+    twice the warps. Blocks narrower than 32, or one pipeline stage, have Triton 3.6 read shared memory out of
+    bounds on sm_90."""
     return {
         "H": n_heads,
         "G": n_groups,

@@ -1,9 +1,11 @@
 """Gradients of the state-space scan in a chunk, from the states and their gradients at its edges; see ssd.py.
 
-The walk backward has left dy = d_out · silu(z) in the columns where d_x goes, and d_out · silu'(z) where d_z goes.
+The walk backward has left dy = d_out · silu(z) in the columns where d_x goes, and d_out · silu'(z) where d_z
+goes.
 
-Shape suffixes: P members, B rows, T tokens of a row, C convolution channels (x, then B, then C), X = H · K, H heads,
-K channels of a head, G groups, S d_state, c chunks, L tokens of a chunk. Heads of a group are adjacent.
+Shape suffixes: P members, B rows, T tokens of a row, C convolution channels (x, then B, then C), X = H · K, H
+heads, K channels of a head, G groups, S d_state, c chunks, L tokens of a chunk. Heads of a group are
+adjacent.
 """
 
 from __future__ import annotations
@@ -131,8 +133,9 @@ def head_gradients_kernel(
 ):
     """All gradients but those of B and C. One program: one chunk and head.
 
-    A log decay's gradient needs no pass over [L, L]: what token i reads sums to dy_i · y_i, what token j gives to
-    x_j · dx_j (skip left out of both), and both are summed over the same rounded factors, so that they cancel.
+    A log decay's gradient needs no pass over [L, L]: what token i reads sums to dy_i · y_i, what token j
+    gives to x_j · dx_j (skip left out of both), and both are summed over the same rounded factors, so that
+    they cancel.
     """
     dtype = xBC_ptr.dtype.element_ty
     pid = tl.program_id(0)

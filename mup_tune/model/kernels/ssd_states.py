@@ -1,7 +1,8 @@
 """The walk over the chunks of a row, which leaves the scan's state, or its gradient, at every chunk's edge; see ssd.py.
 
-Shape suffixes: P members, B rows, T tokens of a row, C convolution channels (x, then B, then C), X = H · K, H heads,
-K channels of a head, G groups, S d_state, c chunks, L tokens of a chunk. Heads of a group are adjacent.
+Shape suffixes: P members, B rows, T tokens of a row, C convolution channels (x, then B, then C), X = H · K, H
+heads, K channels of a head, G groups, S d_state, c chunks, L tokens of a chunk. Heads of a group are
+adjacent.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def load_tokens(ptr, stride, chunk, T, L: tl.constexpr):
 def decay(chunk, documents_ptr, dt_ptr, log_ptr, T, L: tl.constexpr):
     """Decay from token j to token i of a chunk, times dt_j; 0 where j is later or in another document.
 
-    It loads what it needs: loads hit the cache, where masks and vectors kept for a second use would cost registers.
+    It loads what it needs: loads hit the cache, where masks and vectors kept for a second use would cost
+    registers.
     """
     l_L = tl.arange(0, L)
     documents_L, _, _ = load_documents(chunk, documents_ptr, T, L)
@@ -88,7 +90,8 @@ def states_kernel(
 ):
     """One program walks one head (or a slice of its channels) of one row.
 
-    Forward it leaves the state at every chunk's start, backward the gradient of the state at every chunk's end.
+    Forward it leaves the state at every chunk's start, backward the gradient of the state at every chunk's
+    end.
     """
     SLICES: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     pid = tl.program_id(0)

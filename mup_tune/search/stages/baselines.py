@@ -26,9 +26,10 @@ TUNED, RANDOM = "ELR-tuned ", "random search"
 class Baselines(Stage):
     """Leaves each of ``include`` as a reference of that name; the incumbent does not change.
 
-    ``random search`` is the best of uniform candidates in a box of ±``radius`` log2 around ``untuned``, over ELR and
-    all multipliers, on one seed each: as many as the FLOPs buy that the search for the incumbent has spent so far, at
-    least 2, or ``trials``. A single seed chose it, as cheap as can be; ``confirm`` measures it on fresh ones.
+    ``random search`` is the best of uniform candidates in a box of ±``radius`` log2 around ``untuned``, over
+    ELR and all multipliers, on one seed each: as many as the FLOPs buy that the search for the incumbent has
+    spent so far, at least 2, or ``trials``. A single seed chose it, as cheap as can be; ``confirm`` measures
+    it on fresh ones.
     """
 
     kind: Literal["baselines"] = "baselines"

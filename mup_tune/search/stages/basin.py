@@ -42,11 +42,11 @@ class Located:
 class BasinCheck(Stage):
     """Sweeps one hyperparameter at every width × depth of the proxy's family, on the same tokens at every size.
 
-    ``mup``: the incumbent, its base Shape fixed, carried to each size by the role table (``init`` overrides its init
-    rule). ``sp``: at each size all multipliers 1, σ = fan_in^-½, and the incumbent's ELR, EWD and RoPE base.
-    A parametrisation passes only if the whole 95 % CI of the drift of the optimum, largest against smallest size, lies
-    inside ±0.5 log2; it fails if the CI lies wholly outside. An optimum at the edge extends that size's grid alone.
-    The incumbent never changes.
+    ``mup``: the incumbent, its base Shape fixed, carried to each size by the role table (``init`` overrides
+    its init rule). ``sp``: at each size all multipliers 1, σ = fan_in^-½, and the incumbent's ELR, EWD and
+    RoPE base. A parametrisation passes only if the whole 95 % CI of the drift of the optimum, largest against
+    smallest size, lies inside ±0.5 log2; it fails if the CI lies wholly outside. An optimum at the edge
+    extends that size's grid alone. The incumbent never changes.
     """
 
     kind: Literal["basin"] = "basin"
@@ -155,10 +155,11 @@ def _located(label: str, shape: Shape, curve: Curve) -> Located:
 def drift(here: Estimate, there: Estimate) -> Estimate:
     """``here`` − ``there`` with its 95 % CI from theirs, by MOVER (Zou & Donner, Statist. Med. 27:1693, 2008).
 
-    low = Δ − √((here − low_here)² + (high_there − there)²), high likewise: no symmetry is assumed. From 3 seeds on the
-    two CIs resample whole seeds at n − 1 degrees of freedom; seeds that move both optima together make the result
-    conservative. In simulation at 3 seeds it covers 97 to 99 % on parabolas, 92 % at worst on skewed bowls. Student's t
-    over optima fitted seed by seed covers 92 to 94 % (single-seed fits clamp and bend) and 89 %, and is not used.
+    low = Δ − √((here − low_here)² + (high_there − there)²), high likewise: no symmetry is assumed. From 3
+    seeds on the two CIs resample whole seeds at n − 1 degrees of freedom; seeds that move both optima
+    together make the result conservative. In simulation at 3 seeds it covers 97 to 99 % on parabolas, 92 % at
+    worst on skewed bowls. Student's t over optima fitted seed by seed covers 92 to 94 % (single-seed fits
+    clamp and bend) and 89 %, and is not used.
     """
     value = here.value - there.value
     low = value - sqrt((here.value - here.low) ** 2 + (there.high - there.value) ** 2)
@@ -214,8 +215,8 @@ def _size(size: Located, smallest: Located) -> BasinSize:
 def _regret(size: Located, x: float, moved: Estimate | None) -> tuple[Estimate | None, str]:
     """Nats/token that the offset ``x`` costs at ``size``, and why that is not known.
 
-    Between the fitted points it is ½·curvature·drift², over the corners of both CIs (conservative); elsewhere the
-    measured losses, interpolated at ``x``, against the best trained point.
+    Between the fitted points it is ½·curvature·drift², over the corners of both CIs (conservative); elsewhere
+    the measured losses, interpolated at ``x``, against the best trained point.
     """
     near, offsets, fit = list(size.curve.near()), size.curve.offsets, size.fit
     if fit is not None and moved is not None and near[0] <= x <= near[-1]:

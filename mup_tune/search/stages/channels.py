@@ -16,8 +16,8 @@ from mup_tune.shape import BlockOrder, Shape
 class Channels(ShapeComparison):
     """Trains every SSM:attention:MLP ratio in eighths in every block order, at the proxy's parameter count.
 
-    After Falcon-H1's ablation of channels (arXiv 2507.22448). The winner is for ``transfer --channels``, not for the
-    stages that follow: they train the proxy.
+    After Falcon-H1's ablation of channels (arXiv 2507.22448). The winner is for ``transfer --channels``, not
+    for the stages that follow: they train the proxy.
     """
 
     kind: Literal["channels"] = "channels"

@@ -11,7 +11,7 @@ from mup_tune import stats
 from mup_tune.findings import Comparison, Interval
 from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State, each_once, losses
 from mup_tune.search.stages import sweep
-from mup_tune.trial import Row
+from mup_tune.trial import TrialResult
 
 FIRST_SEED = 1000
 PREFIX = "loss."  # of the metrics that hold the loss on one source of a mixture
@@ -20,9 +20,9 @@ PREFIX = "loss."  # of the metrics that hold the loss on one source of a mixture
 class Confirm(Stage):
     """Trains the incumbent and each reference on ``n_seeds`` fresh seeds and compares them pairwise.
 
-    Nothing was chosen on these seeds, so the gain carries no winner's curse. Its CI is Student's t on the paired
-    differences' own SD; a claim is made where the CI leaves 0 out. The gain on each source of a mixture is beside it,
-    by the same method.
+    Nothing was chosen on these seeds, so the gain carries no winner's curse. Its CI is Student's t on the
+    paired differences' own SD; a claim is made where the CI leaves 0 out. The gain on each source of a
+    mixture is beside it, by the same method.
     """
 
     kind: Literal["confirm"] = "confirm"
@@ -56,7 +56,7 @@ class Confirm(Stage):
         return Conclusion(state, finding)
 
 
-def _compared(name: str, ours: Sequence[Row], theirs: Sequence[Row]) -> Comparison:
+def _compared(name: str, ours: Sequence[TrialResult], theirs: Sequence[TrialResult]) -> Comparison:
     gain, by_source = _gain(ours, theirs), {}
     for source in _sources([*ours, *theirs]):
         of_source = _gain(ours, theirs, f"{PREFIX}{source}")
@@ -73,11 +73,11 @@ def _compared(name: str, ours: Sequence[Row], theirs: Sequence[Row]) -> Comparis
     )
 
 
-def _gain(ours: Sequence[Row], theirs: Sequence[Row], metric: str | None = None) -> Interval | None:
+def _gain(ours: Sequence[TrialResult], theirs: Sequence[TrialResult], metric: str | None = None) -> Interval | None:
     return sweep.as_interval(stats.paired_gain(losses(ours, metric), losses(theirs, metric)))
 
 
-def _sources(rows: Sequence[Row]) -> list[str]:
+def _sources(rows: Sequence[TrialResult]) -> list[str]:
     """The sources that every trial which ended was validated on, in the plan's order; none where there is one."""
     ended = [row.metrics for row in rows if row.ok]
     names = [key for key in ended[0] if key.startswith(PREFIX)] if ended else []

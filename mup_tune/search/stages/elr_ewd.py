@@ -22,10 +22,10 @@ SIGNIFICANT = 0.05
 class ElrEwd(Stage):
     """Sweeps the two global axes of some Settings on log2 grids.
 
-    The new ELR is the fitted optimum, clamped to the trained range, or the best point where no parabola fits. EWD
-    moves only where its best point beats the centre (Bonferroni over the grid's points), and is not swept at all where
-    η·λ·T = ELR²·T < 1: so short a run never leaves its init, and a better EWD there says nothing about a long one.
-    An optimum at the edge extends the grid by its own spacing, at most ``extend`` times.
+    The new ELR is the fitted optimum, clamped to the trained range, or the best point where no parabola fits.
+    EWD moves only where its best point beats the centre (Bonferroni over the grid's points), and is not swept
+    at all where η·λ·T = ELR²·T < 1: so short a run never leaves its init, and a better EWD there says nothing
+    about a long one. An optimum at the edge extends the grid by its own spacing, at most ``extend`` times.
     """
 
     kind: Literal["elr_ewd"] = "elr_ewd"

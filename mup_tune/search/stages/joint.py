@@ -53,10 +53,11 @@ class Finalist:
 class Joint(Stage):
     """Searches a box of ±``radius`` log2 around the incumbent over the ``top`` most sensitive axes, or named ones.
 
-    ``batch`` candidates a round, all on the same tuning seeds; a round sees all earlier ones (the first is random).
-    The best of many noisy candidates looks better than it is, so the ``finalists`` best and the incumbent train on
-    ``verify_seeds`` seeds that tuned nothing. The best of them there is taken if its paired gain's CI, Student's t on
-    the differences' own SD with Bonferroni over the finalists, lies above 0; else the incumbent stays.
+    ``batch`` candidates a round, all on the same tuning seeds; a round sees all earlier ones (the first is
+    random). The best of many noisy candidates looks better than it is, so the ``finalists`` best and the
+    incumbent train on ``verify_seeds`` seeds that tuned nothing. The best of them there is taken if its
+    paired gain's CI, Student's t on the differences' own SD with Bonferroni over the finalists, lies above 0;
+    else the incumbent stays.
     """
 
     kind: Literal["joint"] = "joint"
@@ -130,7 +131,8 @@ class Joint(Stage):
         """The axes, in the registry's order; none where nothing that earlier stages measured is curved.
 
         Raises:
-            UserError: see :meth:`_chosen`, or the box of the axes holds fewer candidates than the search asks for.
+            UserError: see :meth:`_chosen`, or the box of the axes holds fewer candidates than the search asks
+            for.
         """
         axes = self._chosen(shape, state)
         if axes:
@@ -172,7 +174,8 @@ class Joint(Stage):
         while len(candidates) < self.trials:
             round_ = 1 + len(candidates) // self.batch
             draws = int(np.random.SeedSequence([*seeds, round_]).generate_state(1)[0])
-            # Whole rounds are drawn, whatever is left of the last one: what is drawn then depends on history alone.
+            # Whole rounds are drawn, whatever is left of the last one: what is drawn then depends on history
+            # alone.
             offsets = suggest(self.sampler, axes, self.radius, history, self.batch, draws)
             offsets = offsets[: self.trials - len(candidates)]
             centre, *found = asked.losses([before, *(moved(before, each) for each in offsets)], seeds)

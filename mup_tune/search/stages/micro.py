@@ -62,16 +62,17 @@ class Micro(Stage):
     """Sweeps the multipliers of a group on √2 grids, all from one incumbent, and moves the ones that matter.
 
     ``offsets`` count √2 steps. The best of several noisy points looks better than it is (winner's curse), so
-    (1) a multiplier is *flat*, and keeps its value, unless its best grid point beats the incumbent at p < 0.05 after
-    Bonferroni over the points it was picked from, Holm over the group and Bonferroni over the passes; that test sees
-    the first grid alone, never the points added because of it; (2) the others go to the fitted optimum of all their
-    points, which one lucky point does not decide; (3) they go there together, ``damping`` of the way in log2, and only
-    if that joint point beats the incumbent on the same seeds, its CI above 0; else half of that way, else not at all.
-    The gains named here share the incumbent's own draws and stay a little optimistic: ``confirm`` measures on fresh
-    seeds.
+    (1) a multiplier is *flat*, and keeps its value, unless its best grid point beats the incumbent at p <
+        0.05 after
+    Bonferroni over the points it was picked from, Holm over the group and Bonferroni over the passes; that
+    test sees the first grid alone, never the points added because of it; (2) the others go to the fitted
+    optimum of all their points, which one lucky point does not decide; (3) they go there together,
+    ``damping`` of the way in log2, and only if that joint point beats the incumbent on the same seeds, its CI
+    above 0; else half of that way, else not at all. The gains named here share the incumbent's own draws and
+    stay a little optimistic: ``confirm`` measures on fresh seeds.
 
-    Multipliers that act on one another overshoot when each goes where it wants alone: with ``passes`` > 1 the group is
-    swept again around the new incumbent, until a pass moves nothing.
+    Multipliers that act on one another overshoot when each goes where it wants alone: with ``passes`` > 1 the
+    group is swept again around the new incumbent, until a pass moves nothing.
     """
 
     kind: Literal["micro"] = "micro"

@@ -1,7 +1,7 @@
 """The ``rope_base`` stage: train at one length with several RoPE bases, evaluate at multiples of it, unchanged.
 
-The range of bases is Falcon-H1's ablation (arXiv 2507.22448): ordinary bases degrade, the more so the longer the text,
-and the loss is flat from some base on.
+The range of bases is Falcon-H1's ablation (arXiv 2507.22448): ordinary bases degrade, the more so the longer
+the text, and the loss is flat from some base on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mup_tune.search.stages import sweep
 from mup_tune.settings import PositiveFloat, Settings
 from mup_tune.shape import Positive
 from mup_tune.stats import Estimate, Sigma
-from mup_tune.trial import Budget, Row
+from mup_tune.trial import Budget, TrialResult
 
 SIGNIFICANT = 0.05
 AXIS = "rope_base"
@@ -33,11 +33,12 @@ BEST = "kept: its value is the best point"
 class RopeBase(Stage):
     """Trains the incumbent with each of ``values`` as RoPE base and evaluates it at ``lengths`` × the training length.
 
-    The mean of the losses over ``lengths``, per seed, decides. The best base is taken where it beats the incumbent's at
-    p < 0.05 after Bonferroni over the other bases; else the incumbent's is kept. The landscape is a plateau, so no
-    parabola is fitted: the answer is a trained base. Bases *not told apart from the best* are those that the best one
-    does not beat by the same test; the true best is among them with 95 % confidence (multiple comparisons with the
-    best, Hsu, Ann. Statist. 12:1136, 1984), and the incumbent's base is kept exactly where it is one of them.
+    The mean of the losses over ``lengths``, per seed, decides. The best base is taken where it beats the
+    incumbent's at p < 0.05 after Bonferroni over the other bases; else the incumbent's is kept. The landscape
+    is a plateau, so no parabola is fitted: the answer is a trained base. Bases *not told apart from the best*
+    are those that the best one does not beat by the same test; the true best is among them with 95 %
+    confidence (multiple comparisons with the best, Hsu, Ann. Statist. 12:1136, 1984), and the incumbent's
+    base is kept exactly where it is one of them.
     """
 
     kind: Literal["rope_base"] = "rope_base"
@@ -111,8 +112,8 @@ class RopeBase(Stage):
 class Grid:
     """What was measured: losses by base, ascending, at every factor (``by_length``), and their ``mean``, which decides.
 
-    ``incumbent`` is the incumbent's base. A base is ``usable`` where every seed ended, at every length; its value there
-    is the mean deciding loss.
+    ``incumbent`` is the incumbent's base. A base is ``usable`` where every seed ended, at every length; its
+    value there is the mean deciding loss.
     """
 
     incumbent: float
@@ -160,13 +161,13 @@ class Grid:
         return tuple(Point(offset=log2(b / self.incumbent), value=b, losses=each) for b, each in by_base.items())
 
 
-def _measured(incumbent: float, rows: Mapping[float, Sequence[Row]], lengths: Sequence[int]) -> Grid:
+def _measured(incumbent: float, rows: Mapping[float, Sequence[TrialResult]], lengths: Sequence[int]) -> Grid:
     by_length = {length: {base: _at(each, length) for base, each in rows.items()} for length in lengths}
     mean = {base: _mean([each[base] for each in by_length.values()]) for base in rows}
     return Grid(incumbent, by_length, mean)
 
 
-def _at(rows: Sequence[Row], length: int) -> Losses:
+def _at(rows: Sequence[TrialResult], length: int) -> Losses:
     """Loss by seed at ``length``; None where the member diverged, in training or at this length alone."""
     metric = f"loss_x{length}"
     for row in rows:

@@ -19,7 +19,7 @@ from mup_tune.search.stages import sweep
 from mup_tune.search.stages.sweep import Curve
 from mup_tune.shape import Shape
 from mup_tune.stats import Sigma
-from mup_tune.trial import Row
+from mup_tune.trial import TrialResult
 
 SIGNIFICANT = 0.05
 
@@ -48,9 +48,9 @@ class Ranking:
 class ShapeComparison(Stage):
     """Trains the incumbent Settings at several Shapes, each at its own best ELR of a small grid, on the same tokens.
 
-    A larger ELR suits some Shapes and not others, so the global ELR is re-swept at each (arXiv 2507.22448 does so on a
-    √2 grid); where the best point is the grid's edge, that Shape's grid alone is extended, at most ``extend`` times.
-    The proxy takes part, and comes first in the finding. The incumbent never changes.
+    A larger ELR suits some Shapes and not others, so the global ELR is re-swept at each (arXiv 2507.22448
+    does so on a √2 grid); where the best point is the grid's edge, that Shape's grid alone is extended, at
+    most ``extend`` times. The proxy takes part, and comes first in the finding. The incumbent never changes.
     """
 
     elr_offsets: tuple[float, ...] = (-0.5, 0.0, 0.5)
@@ -245,7 +245,7 @@ def _tuned(curve: Curve) -> Losses:
     return dict.fromkeys(curve.losses[0.0], None) if curve.best is None else dict(curve.losses[curve.best])
 
 
-def _speed(rows: Sequence[Row]) -> tuple[float, int]:
+def _speed(rows: Sequence[TrialResult]) -> tuple[float, int]:
     """Tokens/s of a Shape's packs and their members, medians over its trials; a row holds one member's share."""
     members = [int(row.metrics["members"]) for row in rows]
     speeds = [row.metrics["tokens_per_s"] * size for row, size in zip(rows, members, strict=True)]

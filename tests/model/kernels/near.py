@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Norm-wise relative distance allowed. Inputs are the twin's own, so bf16 adds the rounding of a result alone: at most
-# 2^-8 compiled, 2^-7 in Triton's interpreter, which cuts bits off.
+# Norm-wise relative distance allowed. Inputs are the twin's own, so bf16 adds the rounding of a result alone:
+# at most 2^-8 compiled, 2^-7 in Triton's interpreter, which cuts bits off.
 BOUND = {torch.float32: 3e-5, torch.bfloat16: 2.0**-8 if DEVICE == "cuda" else 2.0**-7}
 DTYPES = pytest.mark.parametrize("dtype", BOUND, ids=str)
 

@@ -23,7 +23,8 @@ BETAS = (0.9, 0.95)
 PADDING = -7.0  # what lies in the buffers where no parameter is
 # Triton's interpreter truncates to bfloat16
 ROUNDING = {torch.float32: 2e-7, torch.bfloat16: 4e-3 if DEVICE == "cuda" else 8e-3}
-# rows × columns: several column blocks, rows that do not fill a tile, no multiple of 4, a single row or column
+# rows × columns: several column blocks, rows that do not fill a tile, no multiple of 4, a single row or
+# column
 SIZES = [(9, 300), (3, 6), (1, 70), (11, 1), (9, 4), (3, 516)]
 
 

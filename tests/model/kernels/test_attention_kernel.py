@@ -15,8 +15,9 @@ from mup_tune.model.kernels import attention, attention_backward
 
 # Rows past the end of a sequence have no keys; the interpreter warns, and their results are not stored.
 pytestmark = [pytest.mark.usefixtures("nan_memory"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
-# Norm-wise relative distance allowed. bf16: rotated queries and keys, weights and their gradients are rounded before
-# they are multiplied, by 2^-9 at most; the interpreter cuts bits off, by 2^-8, and always towards zero.
+# Norm-wise relative distance allowed. bf16: rotated queries and keys, weights and their gradients are rounded
+# before they are multiplied, by 2^-9 at most; the interpreter cuts bits off, by 2^-8, and always towards
+# zero.
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 1e-2 if DEVICE == "cuda" else 2e-2}
 
 

@@ -15,7 +15,8 @@ from mup_tune.trial import IGNORED_TARGET
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16]
-# relative error of a gradient row that is rounded once to the dtype; Triton's interpreter truncates to bfloat16
+# relative error of a gradient row that is rounded once to the dtype; Triton's interpreter truncates to
+# bfloat16
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 4e-3 if DEVICE == "cuda" else 8e-3}
 
 

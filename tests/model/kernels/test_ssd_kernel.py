@@ -19,8 +19,8 @@ pytest.importorskip("triton")
 from mup_tune.model.kernels.ssd import ssd, ssd_backward
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
-# Norm-wise relative distance allowed. bf16: weighted keys, mixing matrices and states are rounded (2^-9; cut by 2^-8 in
-# the interpreter) before they are multiplied.
+# Norm-wise relative distance allowed. bf16: weighted keys, mixing matrices and states are rounded (2^-9; cut
+# by 2^-8 in the interpreter) before they are multiplied.
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 1.2e-2}
 GRADIENTS = ("xBC", "raw", "z", "dt_bias", "A_log", "D")
 
@@ -127,7 +127,8 @@ def check(size: Size, documents_BT: Tensor, dtype: torch.dtype, seed: int = 0, f
     slices = [size.d_ssm, size.G * size.S, size.G * size.S]
     parts = zip("xBC", *(torch.split(t, slices, -1) for t in pairs.pop("xBC")), strict=True)
     pairs |= {name: (ours, other) for name, ours, other in parts}
-    # Gradients of parameters are sums of signed terms over tokens, which may all but cancel: raw's norm says how large.
+    # Gradients of parameters are sums of signed terms over tokens, which may all but cancel: raw's norm says
+    # how large.
     per_token = wanted_gradients["raw"].norm()
     found = {
         name: float((ours.double() - other).norm() / (other.norm() + per_token * (name in ("dt_bias", "A_log", "D"))))

@@ -11,7 +11,7 @@ import numpy as np
 from mup_tune.search.stage import Conclusion, Context, Known, Stage, State
 from mup_tune.settings import Settings, untuned
 from mup_tune.shape import Shape
-from mup_tune.trial import Budget, Row, Trial
+from mup_tune.trial import Budget, Trial, TrialResult
 
 SHAPE = Shape(
     d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ssm=32, ssm_head_dim=8, d_state=16, d_ff=64,
@@ -34,8 +34,8 @@ def context(seeds: int = 3, steps: int = 20_000, shape: Shape = SHAPE) -> Contex
 class Landscape:
     """``loss`` sees log2 of every axis' value over START's.
 
-    Noise is a function of ``draw``, the seed, the Shape's size and these values, so that no test hangs on how a trial
-    is hashed.
+    Noise is a function of ``draw``, the seed, the Shape's size and these values, so that no test hangs on how
+    a trial is hashed.
     """
 
     loss: Callable[[Mapping[str, float]], float]
@@ -44,15 +44,15 @@ class Landscape:
     diverges: Callable[[Mapping[str, float], int], bool] = lambda at, seed: False
     draw: int = 0
 
-    def row(self, trial: Trial) -> Row:
+    def row(self, trial: Trial) -> TrialResult:
         at = {axis: log2(trial.settings.value(axis) / START.value(axis)) for axis in AXES}
         if self.diverges(at, trial.seed):
-            return Row(trial, "diverged", float("nan"), float("nan"), "step 3")
+            return TrialResult(trial, "diverged", float("nan"), float("nan"), "step 3")
         common = np.random.default_rng([self.draw, trial.seed, 1]).normal(0, self.seed_offset)
         values = (*at.values(), log2(trial.settings.rope_base))
         place = [round((value + 2**9) * 2**20) for value in values]  # to a millionth of a log2, never negative
         own = np.random.default_rng([self.draw, trial.seed, trial.shape.parameters(), *place]).normal(0, self.noise)
-        return Row(trial, "ok", 2.0 + self.loss(at) + float(common + own), 0.001)
+        return TrialResult(trial, "ok", 2.0 + self.loss(at) + float(common + own), 0.001)
 
 
 AXES = ("elr", "ewd", *START.multipliers)

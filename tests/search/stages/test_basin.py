@@ -17,7 +17,7 @@ from mup_tune.errors import UserError
 from mup_tune.search.stage import State
 from mup_tune.search.stages.basin import BasinCheck, drift, judged
 from mup_tune.stats import Estimate
-from mup_tune.trial import Row, Trial
+from mup_tune.trial import Trial, TrialResult
 
 WIDTHS = (32, 64, 128)
 
@@ -42,14 +42,16 @@ class Family:
     cliff: Callable[[Trial], float] = lambda trial: 99.0
     draw: int = 0
 
-    def row(self, trial: Trial) -> Row:
+    def row(self, trial: Trial) -> TrialResult:
         x = log2(trial.settings.elr / START.elr)
         if x > self.cliff(trial):
-            return Row(trial, "diverged", float("nan"), float("nan"), "step 3")
+            return TrialResult(trial, "diverged", float("nan"), float("nan"), "step 3")
         common = np.random.default_rng([self.draw, trial.seed]).normal(0, 0.3)
         own = np.random.default_rng([self.draw, int(trial.hash, 16)]).normal(0, self.noise)
         bowl = self.curvature / 2 * (x - self.optimum(trial)) ** 2
-        return Row(trial, "ok", 2.5 - 0.1 * doublings(trial) + self.floor(trial) + bowl + float(common + own), 0.001)
+        return TrialResult(
+            trial, "ok", 2.5 - 0.1 * doublings(trial) + self.floor(trial) + bowl + float(common + own), 0.001
+        )
 
 
 def still_or_one_a_doubling(trial: Trial) -> float:

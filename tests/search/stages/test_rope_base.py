@@ -20,7 +20,7 @@ from mup_tune.search.plan import load_plan
 from mup_tune.search.stage import Context, State
 from mup_tune.search.stages.rope_base import RopeBase
 from mup_tune.settings import Settings
-from mup_tune.trial import Row, Trial
+from mup_tune.trial import Trial, TrialResult
 
 VALUES = (1e4, 1e6, 1e8, 1e10, 1e11, 1e12, 1e14)
 BUDGET = budget().model_copy(update={"val_tokens": 8 * 128 * 4})
@@ -40,17 +40,17 @@ class Lengths:
     draw: int = 0
     lost: tuple[float, ...] = ()
 
-    def row(self, trial: Trial) -> Row:
+    def row(self, trial: Trial) -> TrialResult:
         base = trial.settings.rope_base
         if base in self.lost and trial.seed == 1:
-            return Row(trial, "diverged", float("nan"), float("nan"), "step 3")
+            return TrialResult(trial, "diverged", float("nan"), float("nan"), "step 3")
         common = np.random.default_rng([self.draw, trial.seed]).normal(0, 0.3)
         own = np.random.default_rng([self.draw, int(trial.hash, 16)]).normal(0, [self.noise, *[self.noise / 4] * 8])
         at = {
             f"loss_x{n}": 2.5 - 0.02 * log2(n) + self.loss(log10(base), n) + common + own[0] + own[n]
             for n in trial.budget.val_lengths
         }
-        return Row(trial, "ok", at["loss_x1"], 0.001, metrics=at)
+        return TrialResult(trial, "ok", at["loss_x1"], 0.001, metrics=at)
 
 
 def context(seeds: int = 3) -> Context:

@@ -25,7 +25,7 @@ from mup_tune.search.stages.shapes import front, ranked
 from mup_tune.search.stages.width_depth import WidthDepth
 from mup_tune.settings import untuned
 from mup_tune.shape import Shape, load_shape
-from mup_tune.trial import Row, Trial
+from mup_tune.trial import Trial, TrialResult
 
 PROXY = load_shape("cpu-channels")  # 2:1:5
 RATIOS = ("2:1:5", "2:2:4", "1:1:6", "3:1:4")
@@ -44,17 +44,17 @@ class Shapes:
     draws: float = 0.002
     draw: int = 0
 
-    def row(self, trial: Trial) -> Row:
+    def row(self, trial: Trial) -> TrialResult:
         x, size = log2(trial.settings.elr / START.elr), self.members(trial)
         metrics = {"tokens_per_s": self.speed(trial.shape) / size, "members": float(size)}
         if self.diverges(trial, x):
-            return Row(trial, "diverged", float("nan"), float("nan"), "step 3", metrics)
+            return TrialResult(trial, "diverged", float("nan"), float("nan"), "step 3", metrics)
         data = np.random.default_rng([self.draw, trial.seed]).normal(0, 0.3)
         init = np.random.default_rng([self.draw, trial.seed, int(trial.shape.content_hash(), 16)]).normal(0, self.draws)
         own = np.random.default_rng([self.draw, int(trial.hash, 16)]).normal(0, self.noise)
         bowl = 0.03 * (x - self.optimum(trial.shape)) ** 2
         loss = 2.5 + self.floor(trial.shape) + bowl + float(data + init + own)
-        return Row(trial, "ok", loss, 0.001, metrics=metrics)
+        return TrialResult(trial, "ok", loss, 0.001, metrics=metrics)
 
 
 def attention(shape: Shape) -> int:
