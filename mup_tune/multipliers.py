@@ -134,7 +134,7 @@ MATRICES = ("qkv", "attention_out_proj", "ssm_in_proj", "ssm_out_proj", "mlp_gat
 EMBEDDINGS = ("embedding_weight", "lm_head_weight")
 VECTORS = ("input_norm", "pre_ff_norm", "final_norm", "conv1d", "A_log", "D", "dt_bias")
 
-MULTIPLIERS: tuple[Multiplier, ...] = (
+_ALL = (
     _forward("embedding", 2.5, CONSTANT, "on the token embedding"),
     _forward("lm_head", -5, D_MODEL, "on the logits"),
     _forward("key", -2.5, KEY, "on k, before rotary embedding"),
@@ -152,13 +152,13 @@ MULTIPLIERS: tuple[Multiplier, ...] = (
     *(_lr(f"{name}.lr", "lr", f"LR multiplier of {name}: η·m, never decayed") for name in VECTORS),
     *(_lr(f"{name}.ewd", "wd", f"EWD multiplier of {name}: η·m_elr/m, λ·m_elr·m") for name in MATRICES),
 )
-BY_NAME: dict[str, Multiplier] = {multiplier.name: multiplier for multiplier in MULTIPLIERS}
-NAMES: tuple[str, ...] = tuple(BY_NAME)
+MULTIPLIERS: dict[str, Multiplier] = {multiplier.name: multiplier for multiplier in _ALL}
+MULTIPLIER_NAMES: tuple[str, ...] = tuple(MULTIPLIERS)
 
 
 def scaling_rule(name: str, depth_rule: DepthRule) -> Rule:
     """What carries a multiplier's base value to a Shape: its width rule, on a branch times the depth rule's."""
-    width = BY_NAME[name].rule
+    width = MULTIPLIERS[name].rule
     if depth_rule == "none" or name not in BRANCHES:
         return width
     return Rule(
@@ -169,10 +169,10 @@ def scaling_rule(name: str, depth_rule: DepthRule) -> Rule:
 
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "forward": tuple(m.name for m in MULTIPLIERS if m.kind == "forward"),
+    "forward": tuple(m.name for m in MULTIPLIERS.values() if m.kind == "forward"),
     "matrix_lr": tuple(f"{name}.elr" for name in (*MATRICES, *EMBEDDINGS)),
     "matrix_wd": tuple(f"{name}.ewd" for name in MATRICES),
     "vector_lr": tuple(f"{name}.lr" for name in VECTORS),
-    "all": NAMES,
+    "all": MULTIPLIER_NAMES,
     "most_sensitive": ("embedding", "lm_head", "embedding_weight.elr", "lm_head_weight.elr", "mlp_down"),
 }

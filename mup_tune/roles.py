@@ -15,10 +15,10 @@ from typing import Literal
 
 from mup_tune.errors import UserError
 from mup_tune.multipliers import (
-    BY_NAME,
     COMPLETEP,
     FITTED,
     LEARNABLE,
+    MULTIPLIERS,
     REPORT,
     Rule,
     constant,
@@ -105,7 +105,7 @@ def forward_multipliers(shape: Shape, settings: Settings) -> dict[str, float]:
             fix="Tune on a proxy with an SSM branch",
         )
     values = {name: rule.factor(shape, base) for name, rule in FIXED.items()}
-    for multiplier in BY_NAME.values():
+    for multiplier in MULTIPLIERS.values():
         if multiplier.kind == "forward" and (shape.d_ssm or not multiplier.needs_ssm):
             rule = scaling_rule(multiplier.name, settings.depth_rule)
             values[multiplier.name] = settings.multipliers[multiplier.name] * rule.factor(shape, base)

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from mup_tune.errors import UserError, unknown
 from mup_tune.files import FrozenModel, dump_yaml, read_yaml, validated
-from mup_tune.multipliers import BY_NAME, FALCON_H1_BASE, MULTIPLIERS, NAMES, Base, DepthRule
+from mup_tune.multipliers import FALCON_H1_BASE, MULTIPLIER_NAMES, MULTIPLIERS, Base, DepthRule
 from mup_tune.shape import Shape
 
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -58,9 +58,9 @@ class Settings(FrozenModel):
     @classmethod
     def _all_35(cls, given: dict[str, float]) -> dict[str, float]:
         for name in given:
-            if name not in BY_NAME:
-                raise ValueError(unknown("multiplier", name, NAMES))
-        return {name: float(given.get(name, 1.0)) for name in NAMES}
+            if name not in MULTIPLIERS:
+                raise ValueError(unknown("multiplier", name, MULTIPLIER_NAMES))
+        return {name: float(given.get(name, 1.0)) for name in MULTIPLIER_NAMES}
 
     @property
     def eta(self) -> float:
@@ -96,8 +96,8 @@ class Settings(FrozenModel):
 
 def check_axis(axis: str) -> str:
     """``axis`` itself, or a :class:`UserError` with the nearest name that exists."""
-    if axis not in GLOBAL_AXES and axis not in BY_NAME:
-        raise UserError(unknown("axis", axis, (*GLOBAL_AXES, *NAMES)))
+    if axis not in GLOBAL_AXES and axis not in MULTIPLIERS:
+        raise UserError(unknown("axis", axis, (*GLOBAL_AXES, *MULTIPLIER_NAMES)))
     return axis
 
 
@@ -109,7 +109,7 @@ def untuned(proxy: Shape) -> Settings:
 
 def falcon_h1_published() -> Settings:
     """The released models' numbers: their 12 forward multipliers, the unpublished 23 at 1, σ₀ = 0.02 at their base."""
-    published = {multiplier.name: multiplier.published for multiplier in MULTIPLIERS}
+    published = {multiplier.name: multiplier.published for multiplier in MULTIPLIERS.values()}
     return Settings(name="falcon-h1-published", base=FALCON_H1_BASE, multipliers=published)
 
 

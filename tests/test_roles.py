@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mup_tune.errors import UserError
-from mup_tune.multipliers import BRANCHES, BY_NAME, GROUPS, MATRICES, MULTIPLIERS, NAMES
+from mup_tune.multipliers import BRANCHES, GROUPS, MATRICES, MULTIPLIER_NAMES, MULTIPLIERS
 from mup_tune.roles import group_lr_wd, role_table
 from mup_tune.settings import Settings, falcon_h1_published, load_settings, untuned
 from mup_tune.shape import RELEASED, Shape, load_shape, make_proxy
@@ -60,10 +60,10 @@ RELEASED_VALUES = {
 
 
 def test_there_are_35_in_three_kinds() -> None:
-    kinds = [multiplier.kind for multiplier in MULTIPLIERS]
-    assert (len(set(NAMES)), kinds.count("forward"), kinds.count("lr"), kinds.count("wd")) == (35, 12, 16, 7)
+    kinds = [multiplier.kind for multiplier in MULTIPLIERS.values()]
+    assert (len(set(MULTIPLIER_NAMES)), kinds.count("forward"), kinds.count("lr"), kinds.count("wd")) == (35, 12, 16, 7)
     grouped = [name for group in ("forward", "matrix_lr", "matrix_wd", "vector_lr") for name in GROUPS[group]]
-    assert sorted(grouped) == sorted(NAMES)
+    assert sorted(grouped) == sorted(MULTIPLIER_NAMES)
 
 
 @pytest.mark.parametrize("name", RELEASED_VALUES)
@@ -205,7 +205,7 @@ def test_the_abc_symmetry_keeps_the_elr_and_is_an_ewd_multiplier(name: str, thet
     assert shifted == pytest.approx((theta * eta, lam / theta), rel=1e-12)
 
 
-@given(st.sampled_from(NAMES), st.floats(0.1, 10).filter(lambda x: abs(x - 1) > 0.01))
+@given(st.sampled_from(MULTIPLIER_NAMES), st.floats(0.1, 10).filter(lambda x: abs(x - 1) > 0.01))
 def test_every_multiplier_changes_the_table(name: str, factor: float) -> None:
     shape = load_shape("falcon-h1-1.5b-deep")
     before = role_table(shape, falcon_h1_published())
@@ -247,7 +247,7 @@ def test_proxies_of_every_target_resolve() -> None:
 
 
 def test_needs_ssm_names_exactly_the_mamba_multipliers() -> None:
-    named = {name for name, multiplier in BY_NAME.items() if multiplier.needs_ssm}
+    named = {name for name, multiplier in MULTIPLIERS.items() if multiplier.needs_ssm}
     vectors = {"conv1d.lr", "A_log.lr", "D.lr", "dt_bias.lr"}
     matrices = {f"ssm_{side}_proj.{axis}" for side in ("in", "out") for axis in ("elr", "ewd")}
     assert named == vectors | matrices | {f"ssm_{field}" for field in ("z", "x", "B", "C", "dt", "out")}

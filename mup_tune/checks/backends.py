@@ -90,7 +90,7 @@ def self_test() -> list[Verdict]:
     return [
         verdict(name, device, dtype)
         for device in devices()
-        for name in backends.NAMES
+        for name in backends.BACKENDS
         if backends.missing(name, device) is None
         for dtype in DTYPES[name]
     ]

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mup_tune.checks.sites import BY_NAME, SITES, Snapshot, measure, snapshot
+from mup_tune.checks.sites import SITE_BY_NAME, SITES, Snapshot, measure, snapshot
 from mup_tune.data.batches import Batches
 from mup_tune.data.corpus import Corpus
 from mup_tune.engine.runner import out_of_memory
@@ -197,7 +197,7 @@ def overall(rows: Sequence[Judgement]) -> Verdict:
 
 def _judge_depth(traces: Sequence[Trace], name: str, depth_rule: DepthRule) -> list[Judgement]:
     """Without a depth rule the stream grows and is only reported; what reads it through a norm must stay flat."""
-    site, rows = BY_NAME[name], []
+    site, rows = SITE_BY_NAME[name], []
     for of in ("value", "change"):
         measured = _slope(traces, name, of)
         free = depth_rule == "none" and not (site.reads_norm and of == "value")

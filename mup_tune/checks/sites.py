@@ -66,7 +66,7 @@ SITES: tuple[Site, ...] = (
     Site("logits", 0, -0.5, only_growth=True, reads_norm=True),
     Site(GRADIENT, -1, -1),
 )
-BY_NAME = {site.name: site for site in SITES}
+SITE_BY_NAME = {site.name: site for site in SITES}
 
 
 class Recorder:

@@ -14,7 +14,7 @@ import typer
 
 from mup_tune.cli.inspect import JsonOption
 from mup_tune.cli.output import console, err_console, print_json, print_rows
-from mup_tune.model.backends import INSTALL_GPU, INSTALL_MAMBA_SSM, NAMES, choose, missing
+from mup_tune.model.backends import BACKENDS, INSTALL_GPU, INSTALL_MAMBA_SSM, choose, missing
 
 # What it is for, and the command that installs it.
 PACKAGES = {
@@ -96,7 +96,7 @@ def _device(name: str) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         }
     facts["backend"] = choose(name)
-    facts["others"] = {each: missing(each, name) for each in NAMES if each != facts["backend"]}
+    facts["others"] = {each: missing(each, name) for each in BACKENDS if each != facts["backend"]}
     return facts
 
 

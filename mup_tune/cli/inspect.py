@@ -85,7 +85,7 @@ def multipliers(
     tuned = load_settings(settings, at)
     forward = forward_multipliers(at, tuned) if at else {}
     rows = []
-    for multiplier in MULTIPLIERS:
+    for multiplier in MULTIPLIERS.values():
         base = tuned.multipliers[multiplier.name]
         unused = at is not None and not at.d_ssm and multiplier.needs_ssm
         rows.append(

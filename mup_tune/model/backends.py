@@ -8,7 +8,7 @@ from mup_tune.errors import UserError, unknown
 
 # The first that can run is taken. triton: our own kernels, float32 and bfloat16. mamba-ssm: PyTorch with
 # mamba-ssm's scan. torch: PyTorch alone, anywhere.
-NAMES = ("triton", "mamba-ssm", "torch")
+BACKENDS = ("triton", "mamba-ssm", "torch")
 NEEDS = {"triton": ("triton",), "mamba-ssm": ("triton", "einops", "packaging", "mamba_ssm"), "torch": ()}
 MIN_CAPABILITY = (8, 0)  # of NVIDIA GPUs: what Triton compiles bfloat16 products for
 
@@ -25,8 +25,8 @@ def missing(name: str, device: str) -> str | None:
 
     Triton's interpreter does not count: on a CPU it is for tests.
     """
-    if name not in NAMES:
-        raise ValueError(unknown("backend", name, NAMES))
+    if name not in BACKENDS:
+        raise ValueError(unknown("backend", name, BACKENDS))
     if not NEEDS[name]:
         return None
     if not device.startswith("cuda"):
@@ -62,4 +62,4 @@ def _unfit_scan() -> str | None:
 
 def choose(device: str) -> str:
     """The first backend that can train on ``device``."""
-    return next(name for name in NAMES if missing(name, device) is None)
+    return next(name for name in BACKENDS if missing(name, device) is None)

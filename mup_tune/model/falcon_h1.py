@@ -26,7 +26,16 @@ from mup_tune.shape import BlockOrder, Shape
 
 SSM_SLICES = ("z", "x", "B", "C", "dt")
 SSM_MULTIPLIERS = ("ssm_in", *(f"ssm_{name}" for name in SSM_SLICES), "ssm_out")
-MULTIPLIERS = ("embedding", "lm_head", "attention_in", "key", "attention_out", "mlp_gate", "mlp_down", *SSM_MULTIPLIERS)
+FORWARD_FIELDS = (
+    "embedding",
+    "lm_head",
+    "attention_in",
+    "key",
+    "attention_out",
+    "mlp_gate",
+    "mlp_down",
+    *SSM_MULTIPLIERS,
+)
 
 # A block's additions to the residual stream, one after another; in each: norm → the branches that read it.
 # Which norm a branch of SAM and S_A_M reads is inferred: its own, as in SA_M.
@@ -197,7 +206,7 @@ class Population(nn.Module):
         self.final_norm = new(shape.d_model)
         self.lm_head_weight = new(shape.vocab_size, shape.d_model)
         self.multipliers = nn.Module()
-        for name in MULTIPLIERS:
+        for name in FORWARD_FIELDS:
             if shape.d_ssm or name not in SSM_MULTIPLIERS:
                 self.multipliers.register_buffer(name, torch.ones(n_members, device=device))
         self.rope_inverse_frequencies: Tensor

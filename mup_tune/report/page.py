@@ -16,7 +16,8 @@ from mup_tune.files import write_atomic
 from mup_tune.findings import AxisFinding, Comparison, Finding
 from mup_tune.multipliers import MULTIPLIERS
 from mup_tune.report import basins, facts, figures, lengths, searches, sensitivity, shapes
-from mup_tune.report.facts import Claim
+from mup_tune.report import claims as claimed
+from mup_tune.report.claims import Claim
 from mup_tune.report.html import environment
 from mup_tune.report.schedule import schedule_figure
 from mup_tune.run.tables import RunView
@@ -80,9 +81,9 @@ class Change:
 
 def render(run: RunView) -> str:
     """The page as HTML text."""
-    confirmation = facts.confirmation(run)
-    claims = [facts.claim(each) for each in confirmation.comparisons] if confirmation else []
-    title, subtitle = facts.headline(run, claims)
+    confirmation = claimed.confirmation(run)
+    claims = [claimed.claim(each) for each in confirmation.comparisons] if confirmation else []
+    title, subtitle = claimed.headline(run, claims)
     losses, gaps, curve_seeds = facts.curves(run)
     path = [finding for finding in run.findings if finding.on_path]
     return str(
@@ -140,7 +141,7 @@ def _stage(run: RunView, finding: Finding, index: int) -> StageView:
     if len(bars) > 1:
         described = f"Gain of each axis in the stage {finding.title}, largest first"
         gains = Markup(figures.intervals(bars, f"{anchor}-gains", described, "gain of the best point (mnat/token)"))
-    claims = [facts.claim(each) for each in finding.comparisons]
+    claims = [claimed.claim(each) for each in finding.comparisons]
     trials = run.trials[run.trials["stage"] == finding.stage]
     ok = int((trials["status"] == "ok").sum())
     figure = _claims_figure(claims, anchor)
@@ -190,8 +191,8 @@ def _changes(run: RunView, path: list[Finding]) -> list[Change]:
         # What one pass moved, a later pass of the same stage does not unmove by keeping it.
         decisions |= {axis.axis: axis.decision for axis in finding.axes if axis.axis not in moved}
         decisions |= {axis.axis: axis.decision for axis in finding.axes if axis.decision in ("moved", "edge")}
-    kinds = {**dict.fromkeys(GLOBAL_AXES, "global"), **{each.name: each.kind for each in MULTIPLIERS}}
-    unused = {each.name for each in MULTIPLIERS if each.needs_ssm} if not facts.proxy(run).d_ssm else set()
+    kinds = {**dict.fromkeys(GLOBAL_AXES, "global"), **{each.name: each.kind for each in MULTIPLIERS.values()}}
+    unused = {each.name for each in MULTIPLIERS.values() if each.needs_ssm} if not facts.proxy(run).d_ssm else set()
     rows = []
     for name, kind in kinds.items():
         decision = "no SSM branch" if name in unused else str(decisions.get(name, "not swept"))

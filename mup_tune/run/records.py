@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mup_tune.errors import UserError
-from mup_tune.multipliers import NAMES
+from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.settings import GLOBAL_AXES, Settings
 from mup_tune.trial import Trial, TrialResult
 
-AXES = (*GLOBAL_AXES, *NAMES)
+AXES = (*GLOBAL_AXES, *MULTIPLIER_NAMES)
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,6 @@ def test_only_what_can_run_is_tested() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_every_backend_passes_on_a_gpu() -> None:
     tested = [verdict for verdict in checks.self_test() if verdict.device == "cuda:0"]
-    present = {name for name in backends.NAMES if backends.missing(name, "cuda:0") is None}
+    present = {name for name in backends.BACKENDS if backends.missing(name, "cuda:0") is None}
     assert {verdict.backend for verdict in tested} == present >= {"triton", "torch"}
     assert [verdict for verdict in tested if not verdict.passed] == []

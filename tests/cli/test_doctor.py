@@ -116,5 +116,5 @@ def test_a_gpu_is_described_with_what_trains_there(monkeypatch: pytest.MonkeyPat
 
 def test_help_says_what_the_backends_are_and_what_the_exit_code_means() -> None:
     said = " ".join(run("--help").stdout.split())
-    assert all(name in said for name in backends.NAMES)
+    assert all(name in said for name in backends.BACKENDS)
     assert "Exit 0" in said

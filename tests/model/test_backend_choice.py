@@ -38,7 +38,7 @@ def test_with_everything_our_kernels_come_first_on_a_gpu_and_pytorch_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine(monkeypatch, EVERYTHING)
-    assert [backends.missing(name, "cuda:1") for name in backends.NAMES] == [None, None, None]
+    assert [backends.missing(name, "cuda:1") for name in backends.BACKENDS] == [None, None, None]
     assert (backends.choose("cuda"), backends.choose("cpu")) == ("triton", "torch")
     assert all("needs an NVIDIA GPU" in str(backends.missing(name, "cpu")) for name in ("triton", "mamba-ssm"))
 
@@ -80,7 +80,7 @@ def test_an_unknown_backend_is_refused() -> None:
 
 
 def test_names_and_the_extra_are_those_that_exist() -> None:
-    assert set(backends.NAMES) == {"triton", *SCANS}
+    assert set(backends.BACKENDS) == {"triton", *SCANS}
     extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]

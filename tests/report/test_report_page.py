@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from mup_tune.cli.report import register
 from mup_tune.errors import UserError
 from mup_tune.findings import Interval
-from mup_tune.multipliers import NAMES
+from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.report.page import render, write
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
@@ -131,7 +131,7 @@ def test_axis_rows_hold_optimum_gain_and_decision(full: tuple[Path, str]) -> Non
 
 def test_all_35_multipliers_and_the_global_axes_before_and_after(full: tuple[Path, str]) -> None:
     parsed = Page(full[1])
-    last = {name: parsed.row(name)[-1] for name in (*NAMES, "elr", "ewd", "rope_base")}
+    last = {name: parsed.row(name)[-1] for name in (*MULTIPLIER_NAMES, "elr", "ewd", "rope_base")}
     assert len(last) == 38
     assert last["embedding"] == ["embedding", "forward", "1", "2.144", "+1.100", "▲ moved"]
     assert last["elr"] == ["elr", "global", "0.01131", "0.01838", "+0.700", "▲ moved"]

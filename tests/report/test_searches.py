@@ -9,7 +9,7 @@ from synthetic_run import SHAPE, write_run
 from test_report_page import Page
 
 from mup_tune.findings import Candidate, Finding, Search
-from mup_tune.multipliers import NAMES
+from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.report.page import render
 from mup_tune.report.searches import PANELS, axis_panels, best_ten, order_figure, section
 from mup_tune.run.tables import load_run
@@ -46,7 +46,7 @@ def finding(*searches: Search) -> Finding:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    both = finding(made(), made(("elr", *NAMES), n=60, seeds=1, centre=False))
+    both = finding(made(), made(("elr", *MULTIPLIER_NAMES), n=60, seeds=1, centre=False))
     return Page(render(load_run(write_run(tmp_path_factory.mktemp("runs") / "joint", (both,), {}, name="joint"))))
 
 
@@ -79,8 +79,8 @@ def test_figures_mark_what_diverged_and_are_drawn_the_same_twice() -> None:
 
 
 def test_panels_only_where_they_can_be_read() -> None:
-    assert section(finding(made(tuple(NAMES[:PANELS]))), "a").count("<svg") == 2
-    assert section(finding(made(tuple(NAMES[: PANELS + 1]))), "a").count("<svg") == 1
+    assert section(finding(made(tuple(MULTIPLIER_NAMES[:PANELS]))), "a").count("<svg") == 2
+    assert section(finding(made(tuple(MULTIPLIER_NAMES[: PANELS + 1]))), "a").count("<svg") == 1
     assert section(finding(), "a") == ""
 
 

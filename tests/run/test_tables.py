@@ -11,7 +11,7 @@ from made_up import PLAN, STAGE, START, begun, finding, folder, pack, result
 
 from mup_tune.errors import UserError
 from mup_tune.findings import State
-from mup_tune.multipliers import NAMES
+from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.run.tables import load_run, slug, write_tables
@@ -55,7 +55,7 @@ def test_view_says_what_the_journal_says(tmp_path: Path) -> None:
     assert list(trials["status"]) == ["ok", "diverged"] * 2
     assert math.isnan(trials["loss"][1])
     assert trials["loss"][0] == 2.0
-    assert {"bits_per_byte", "grad_norm", "elr", "ewd", "rope_base", *NAMES} <= set(trials.columns)
+    assert {"bits_per_byte", "grad_norm", "elr", "ewd", "rope_base", *MULTIPLIER_NAMES} <= set(trials.columns)
     assert list(trials["mlp_down"]) == [1.0, 2.0, 4.0, 8.0]
     csv = pd.read_csv(tmp_path / "tables" / "trials.csv")
     assert list(csv.columns) == list(trials.columns)

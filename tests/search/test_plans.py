@@ -6,7 +6,7 @@ import pytest
 
 from mup_tune.errors import UserError
 from mup_tune.files import read_yaml, shipped
-from mup_tune.multipliers import NAMES
+from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.search.forecast import forecast, total
 from mup_tune.search.plan import Plan, load_plan
 from mup_tune.search.stages import Channels, Confirm, Joint, Micro
@@ -66,7 +66,7 @@ def test_the_shipped_plans_cover_the_method() -> None:
     assert names == {"falcon_h1", "channels", "rope_base", "depth_width", "sensitivity", "elr_basin", "quickstart"}
     whole = load_plan("falcon_h1")
     swept = [name for stage in whole.stages if isinstance(stage, Micro) for name in stage.names]
-    assert sorted(swept) == sorted(NAMES)
+    assert sorted(swept) == sorted(MULTIPLIER_NAMES)
     assert {stage.n_seeds or len(whole.header.seeds) for stage in whole.stages if isinstance(stage, Micro)} == {2}
     joint = next(stage for stage in whole.stages if isinstance(stage, Joint))
     assert (joint.top, joint.sampler) == (6, "tpe")

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from mup_tune.findings import Candidate, Search
-from mup_tune.multipliers import NAMES
+from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.search.sampling import suggest
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage, State, each_once
 from mup_tune.search.stages.elr_ewd import ElrEwd
@@ -87,7 +87,7 @@ class Baselines(Stage):
 
     def _random(self, asked: Asked, state: State) -> tuple[Settings, Search, str]:
         context, seeds = asked.context, asked.context.seeds[:1]
-        centre, axes = untuned(context.shape), acting(("elr", *NAMES), context.shape)
+        centre, axes = untuned(context.shape), acting(("elr", *MULTIPLIER_NAMES), context.shape)
         n = self._size(context, state)
         draws = int(np.random.SeedSequence(context.seeds).generate_state(1)[0])
         offsets = suggest("random", axes, self.radius, (), n, draws)

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from mup_tune import stats
 from mup_tune.errors import UserError
 from mup_tune.findings import Basin, BasinSize, Comparison
-from mup_tune.multipliers import BY_NAME
+from mup_tune.multipliers import MULTIPLIERS
 from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State, each_once
 from mup_tune.search.stages import sweep
 from mup_tune.search.stages.sweep import Curve
@@ -104,7 +104,7 @@ class BasinCheck(Stage):
 
     def walk(self, asked: Asked, state: State) -> Conclusion:
         context = asked.context
-        if self.hp in BY_NAME and BY_NAME[self.hp].needs_ssm and not context.shape.d_ssm:
+        if self.hp in MULTIPLIERS and MULTIPLIERS[self.hp].needs_ssm and not context.shape.d_ssm:
             raise UserError(f"{self.hp!r} does nothing without an SSM branch (d_ssm = 0)", field="hp")
         sizes = self.sizes(context)
         curves = {

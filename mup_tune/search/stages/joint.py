@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from mup_tune import stats
 from mup_tune.errors import UserError
 from mup_tune.findings import AxisFinding, Candidate, Comparison, Decision, Search
-from mup_tune.multipliers import BY_NAME, NAMES
+from mup_tune.multipliers import MULTIPLIER_NAMES, MULTIPLIERS
 from mup_tune.search.sampling import Sampler, check_room, suggest
 from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State
 from mup_tune.search.stages import sweep
@@ -23,7 +23,7 @@ from mup_tune.trial import Trial
 
 SIGNIFICANT = 0.05
 FIRST_SEED = 2000  # ``confirm`` counts from 1000
-ORDER = (*GLOBAL_AXES, *NAMES)
+ORDER = (*GLOBAL_AXES, *MULTIPLIER_NAMES)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Joint(Stage):
                 )
             taken = sorted(measured, key=lambda axis: (-measured[axis], ORDER.index(axis)))[: self.top]
             return tuple(axis for axis in ORDER if axis in taken)
-        wanted = ("elr", *NAMES) if self.axes == "all" else tuple(self.axes or ())
+        wanted = ("elr", *MULTIPLIER_NAMES) if self.axes == "all" else tuple(self.axes or ())
         axes = acting(wanted, shape)
         if not axes:
             raise UserError(
@@ -240,7 +240,7 @@ class Joint(Stage):
 
 def acting(axes: Sequence[str], shape: Shape) -> tuple[str, ...]:
     """Those of ``axes`` that do something at ``shape``."""
-    return tuple(axis for axis in axes if shape.d_ssm or axis not in BY_NAME or not BY_NAME[axis].needs_ssm)
+    return tuple(axis for axis in axes if shape.d_ssm or axis not in MULTIPLIERS or not MULTIPLIERS[axis].needs_ssm)
 
 
 def moved(centre: Settings, offsets: Mapping[str, float]) -> Settings:

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from mup_tune import stats
 from mup_tune.errors import unknown
 from mup_tune.findings import AxisFinding, Comparison, Decision
-from mup_tune.multipliers import BY_NAME, GROUPS, NAMES
+from mup_tune.multipliers import GROUPS, MULTIPLIER_NAMES, MULTIPLIERS
 from mup_tune.roles import group_lr_wd
 from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State
 from mup_tune.search.stages import sweep
@@ -92,8 +92,8 @@ class Micro(Stage):
                 raise ValueError(unknown("group", group, GROUPS) + "; a list of multipliers may be given as well")
             return group
         for name in group:
-            if name not in BY_NAME:
-                raise ValueError(unknown("multiplier", name, NAMES))
+            if name not in MULTIPLIERS:
+                raise ValueError(unknown("multiplier", name, MULTIPLIER_NAMES))
         if not group or len(set(group)) != len(group):
             raise ValueError(f"{group} is not allowed: name at least one multiplier, each once")
         return group
@@ -232,7 +232,7 @@ class Micro(Stage):
 
 
 def _acting(names: Sequence[str], context: Context) -> list[str]:
-    return [name for name in names if context.shape.d_ssm or not BY_NAME[name].needs_ssm]
+    return [name for name in names if context.shape.d_ssm or not MULTIPLIERS[name].needs_ssm]
 
 
 def _identifiable(settings: Settings, name: str, context: Context) -> bool:

@@ -10,7 +10,7 @@ from landscapes import SHAPE, START, Landscape, bowl, budget, context, drive
 from pydantic import ValidationError
 
 from mup_tune.errors import UserError
-from mup_tune.multipliers import NAMES
+from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.search.plan import load_plan
 from mup_tune.search.stage import Context, State
 from mup_tune.search.stages import Joint
@@ -107,7 +107,7 @@ def test_without_any_curvature_nothing_is_trained():
 
 
 def test_all_axes_are_elr_and_what_acts():
-    assert searched(Joint(axes="all"), {}) == ("elr", *NAMES)
+    assert searched(Joint(axes="all"), {}) == ("elr", *MULTIPLIER_NAMES)
     bare = searched(Joint(axes="all"), {}, BARE)
     assert not {"ssm_dt", "conv1d.lr"} & set(bare)
     assert {"elr", "key", "D.lr"} - set(bare) == {"D.lr"}
