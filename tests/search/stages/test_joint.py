@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from landscapes import SHAPE, START, Landscape, bowl, budget, context, drive
+from landscapes import AXES, SHAPE, START, Landscape, bowl, budget, context, drive
 from pydantic import ValidationError
 
 from mup_tune.errors import UserError
@@ -85,8 +85,11 @@ def test_known_rows_replay_to_the_same_end():
 
 
 def searched(stage, sensitivity, shape=SHAPE, flops=1e12):
-    at = Context(shape, budget(), (0, 1))
-    return stage._searched(shape, State(untuned(at.shape), sensitivity=sensitivity, flops=flops))
+    """The axes in which candidates of the first round leave the incumbent."""
+    start = untuned(shape)
+    wanted = stage.propose(Context(shape, budget(), (0, 1)), State(start, sensitivity=sensitivity, flops=flops), {})
+    moved = [axis for trial in wanted for axis in AXES if trial.settings.value(axis) != start.value(axis)]
+    return tuple(axis for axis in ("elr", *MULTIPLIER_NAMES) if axis in moved)
 
 
 def test_top_takes_the_most_sensitive():
