@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -23,6 +24,16 @@ class UserError(Exception):
         self.problem, self.file, self.field, self.fix = problem, file, field, fix
         where = ": ".join(str(part) for part in (file, field) if part)
         super().__init__((f"{where}: " if where else "") + problem + (f". {fix}" if fix else ""))
+
+
+@contextmanager
+def located(file: str | Path | None = None, field: str | None = None) -> Iterator[None]:
+    """Say where: a :class:`UserError` from inside gets ``file``, and ``field`` before its own."""
+    try:
+        yield
+    except UserError as error:
+        dotted = ".".join(part for part in (field, error.field) if part)
+        raise UserError(error.problem, file=error.file or file, field=dotted or None, fix=error.fix) from None
 
 
 class InterruptedRunError(Exception):

@@ -22,6 +22,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 ETA, LAMBDA = 1.28e-3, 0.1  # arXiv 2507.22448: WD 0.1; the LR stands in a launch script of the Falcon-H1 team
 ELR_0, EWD_0 = sqrt(ETA * LAMBDA), sqrt(LAMBDA / ETA)
 GLOBAL_AXES = ("elr", "ewd", "rope_base")
+AXES = (*GLOBAL_AXES, *MULTIPLIER_NAMES)
 
 
 class Init(FrozenModel):
@@ -97,7 +98,7 @@ class Settings(FrozenModel):
 def check_axis(axis: str) -> str:
     """``axis`` itself, or a :class:`UserError` with the nearest name that exists."""
     if axis not in GLOBAL_AXES and axis not in MULTIPLIERS:
-        raise UserError(unknown("axis", axis, (*GLOBAL_AXES, *MULTIPLIER_NAMES)))
+        raise UserError(unknown("axis", axis, AXES))
     return axis
 
 

@@ -84,8 +84,8 @@ def _plan(stage: dict[str, Any], shape: str, settings: str, seeds: int, tokens: 
     from mup_tune.files import validated
     from mup_tune.roles import role_table
     from mup_tune.search.plan import Header, Plan
-    from mup_tune.search.stage import State
-    from mup_tune.search.stages import BasinCheck
+    from mup_tune.findings import State
+    from mup_tune.search.stages.basin import BasinCheck
     from mup_tune.settings import load_settings
     from mup_tune.shape import load_shape
 

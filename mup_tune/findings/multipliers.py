@@ -20,7 +20,12 @@ class Move(FrozenModel):
 
     @property
     def label(self) -> str:
-        return {1.0: "all together", 0.5: "half the way"}.get(self.share, f"{100 * self.share:g} % of the way")
+        return share_label(self.share)
+
+
+def share_label(share: float) -> str:
+    """What a joint move of that share is called."""
+    return {1.0: "all together", 0.5: "half the way"}.get(share, f"{100 * share:g} % of the way")
 
 
 class Pass(FrozenModel):

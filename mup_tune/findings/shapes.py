@@ -14,8 +14,9 @@ class ShapePoint(FrozenModel):
     """One Shape of a comparison at equal parameters, at its best ELR, ``elr_offset`` in log2.
 
     ``channels`` is SSM:attention:MLP in eighths, empty where channels were not split so. ``gain``:
-    loss(proxy) − loss(this), paired, each at its own best ELR; None at the proxy itself. ``tokens_per_s``: of one pack
-    while training, ``members`` members together. ``on_front``: no other Shape is both better and faster.
+    loss(proxy) − loss(this), paired, each at its own best ELR; None at the proxy itself. ``tokens_per_s``: of
+    one pack while training, ``members`` members together. ``on_front``: no other Shape is both better and
+    faster.
     """
 
     label: str

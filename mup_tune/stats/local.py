@@ -62,7 +62,7 @@ def local_fit(
 def _minimum(
     x_k: Array, y_kN: Array, degree: int, weight_k: Array | None, between_3: Array
 ) -> tuple[Array, Array, Array]:
-    """Place, height and curvature [N] of a polynomial's least value between the outer two of ``between_3``."""
+    """Place, height and curvature [N] of a polynomial's least value between the ends of ``between_3``."""
     origin = between_3[1]
     root_k1 = np.sqrt(np.ones_like(x_k) if weight_k is None else weight_k)[:, None]
     powers_kd = np.vander(x_k - origin, degree + 1, increasing=True)

@@ -103,8 +103,8 @@ def fit_parabola(offsets: Sequence[float], losses: Sequence[Losses], sigma: Sigm
     whole seeds (≥ 3 seeds; normal multipliers on the seeds' deviations, widened by t/z at n − 1 dof, so that
     3 seeds are covered too), else from the delta method with σ_Δ, else from the scatter about the fit, else
     it is the fitted points' span. Where :func:`lack_of_fit` is below 0.1, optimum and curvature are those of
-    local fits (:mod:`mup_tune.stats.local`). An optimum at the last point before a cliff may lie anywhere up to the
-    cliff's point, and its CI says so.
+    local fits (:mod:`mup_tune.stats.local`). An optimum at the last point before a cliff may lie anywhere up
+    to the cliff's point, and its CI says so.
 
     Args:
         offsets: log2 offsets, ascending. losses: per offset, over the same seeds. sigma: σ_Δ of the stage.

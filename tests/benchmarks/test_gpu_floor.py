@@ -1,4 +1,4 @@
-"""The GPU benchmark on the CPU: floors, batches, who is timed when, what a profile saw, and one run of it all."""
+"""The GPU benchmark on the CPU: floors, batches, who is timed when, what a profile saw, one run."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from mup_tune.channels import Ratio, split
 from mup_tune.errors import UserError
+from mup_tune.search.shape_comparison import Contender, ShapeComparison
 from mup_tune.search.stage import Context
-from mup_tune.search.stages.shapes import Contender, ShapeComparison
 from mup_tune.shape import BlockOrder, Shape
 
 

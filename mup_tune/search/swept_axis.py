@@ -6,20 +6,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from statistics import fmean
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from mup_tune import stats
 from mup_tune.errors import UserError
-from mup_tune.findings import AxisFinding, Decision, Fit, Interval, Point
-from mup_tune.search.stage import Asked, Context, Losses
+from mup_tune.findings import AxisFinding, Decision, Point
+from mup_tune.search.stage import Asked, Context
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
-from mup_tune.stats import Estimate, Parabola, Sigma
+from mup_tune.stats import NOTHING, Interval, Losses, Parabola, Sigma
 
 MAX_OFFSET = 16.0
 
 
 @dataclass
-class Curve:
+class SweptAxis:
     """One axis swept around ``centre`` on a log2 grid; ``losses`` by offset, filled as they become known.
 
     ``shape`` is where it is trained, the proxy's Shape if None.
@@ -53,7 +56,7 @@ class Curve:
         return self.best in (self.offsets[0], self.offsets[-1])
 
     def beyond(self) -> float:
-        """The grid's next offset past the edge that the best point is at; the low one where every point diverged."""
+        """The grid's next offset past the edge that is best; the low one where every point diverged."""
         best, offsets = self.best, self.offsets
         if best == offsets[-1]:
             return 2 * offsets[-1] - offsets[-2]
@@ -73,53 +76,51 @@ class Curve:
     def fit(self, sigma: Sigma | None) -> Parabola | None:
         return stats.fit_parabola(self.offsets, self.ordered, sigma)
 
-    def gain(self, sigma: Sigma | None) -> Estimate | None:
-        """Gain of the best point over the centre, its p-value times the number of points it was picked from."""
+    def gain(self, sigma: Sigma | None) -> Interval | None:
+        """Gain of the best point over the centre, its p-value times the points it was picked from."""
         best = self.best
         if best is None:
             return None
         if best == 0:
-            return Estimate(0.0, 0.0, 0.0, 1.0)
+            return NOTHING
         gain = stats.paired_gain(self.losses[best], self.losses[0.0], sigma)
-        if gain is None or gain.p_value is None:
-            return gain
-        choices = sum(offset != 0 and stats.usable(losses) is not None for offset, losses in self.losses.items())
-        return Estimate(gain.value, gain.low, gain.high, min(1.0, choices * gain.p_value))
+        others = [losses for offset, losses in self.losses.items() if offset]
+        return gain and gain.picked_from(sum(stats.usable(losses) is not None for losses in others))
 
-    def finding(
-        self, after: Settings, decision: Decision, why: str, sigma: Sigma | None, p_value: float | None
-    ) -> AxisFinding:
+    def finding(self, after: Settings, decision: Decision, sigma: Sigma | None = None, **said: Any) -> AxisFinding:
+        """What the axis tells; ``said`` are further fields of the finding."""
         points = self.points
         return AxisFinding(
             axis=self.axis,
             before=self.centre.value(self.axis),
             after=after.value(self.axis),
             points=points,
-            fit=as_fit(self.fit(sigma)) if points else None,
-            gain=as_interval(self.gain(sigma)) if points else None,
-            p_value=p_value,
+            fit=self.fit(sigma) if points else None,
+            gain=self.gain(sigma) if points else None,
             decision=decision,
-            why=why,
+            extended=self.extended,
+            **said,
         )
 
 
-def train(asked: Asked, curves: Sequence[Curve], wanted: Sequence[Sequence[float]], seeds: Iterable[int]) -> None:
+def train(asked: Asked, curves: Sequence[SweptAxis], wanted: Sequence[Sequence[float]], seeds: Iterable[int]) -> None:
     """Fill ``wanted`` offsets of every curve, all curves' trials asked for at once."""
     todo = [(curve, offset) for curve, offsets in zip(curves, wanted, strict=True) for offset in offsets]
-    found = asked.losses([curve.at(offset) for curve, offset in todo], seeds, [curve.shape for curve, _ in todo])
+    shapes, centres = [curve.shape for curve, _ in todo], [curve.centre for curve, _ in todo]
+    found = asked.losses([curve.at(offset) for curve, offset in todo], seeds, shapes, centres)
     for (curve, offset), losses in zip(todo, found, strict=True):
         curve.losses[offset] = losses
 
 
 def train_grid(
     asked: Asked,
-    curves: Sequence[Curve],
+    curves: Sequence[SweptAxis],
     offsets: Sequence[float],
     seeds: Sequence[int],
     extend: int,
     down: bool = True,
 ) -> None:
-    """Fill every curve's grid; extend each alone by its own spacing, at most ``extend`` times, while its edge is best.
+    """Fill every curve's grid; while its edge is best, extend each alone, at most ``extend`` times.
 
     ``down``: where every point diverged the grid goes down, as for any learning rate that is too high.
     """
@@ -130,8 +131,8 @@ def train_grid(
             curve.extended += 1
 
 
-def noise(curves: Sequence[Curve]) -> Sigma | None:
-    """σ_Δ pooled over the curves of one centre; from the scatter about their parabolas where there is one seed."""
+def noise(curves: Sequence[SweptAxis]) -> Sigma | None:
+    """σ_Δ pooled over the curves of one centre; from the scatter about parabolas where there is one seed."""
     points = {(curve.axis if offset else "centre", offset): v for curve in curves for offset, v in curve.near().items()}
     sigma = stats.sigma_delta(list(points.values()))
     if sigma is not None:
@@ -165,33 +166,4 @@ def checked_grid(offsets: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted(float(offset) for offset in offsets))
 
 
-def as_interval(estimate: Estimate | None) -> Interval | None:
-    return None if estimate is None else Interval(value=estimate.value, low=estimate.low, high=estimate.high)
-
-
-def as_fit(parabola: Parabola | None) -> Fit | None:
-    if parabola is None:
-        return None
-    optimum, curvature = as_interval(parabola.optimum), as_interval(parabola.curvature)
-    assert optimum is not None
-    assert curvature is not None
-    return Fit(
-        optimum=optimum,
-        floor=parabola.floor,
-        curvature=curvature,
-        points_used=parabola.points_used,
-        lack_of_fit=parabola.lack_of_fit,
-        robust=parabola.robust,
-    )
-
-
-def sensitivity(fit: Fit | None) -> float:
-    """Curvature in nats/token per (log2)²; 0 where its CI does not lie above 0, or nothing fits."""
-    return fit.curvature.value if fit is not None and fit.curvature.low > 0 else 0.0
-
-
-def spoken(gain: Estimate | Interval | None) -> str:
-    """A gain with its CI, for people."""
-    if gain is None:
-        return "gain not known"
-    return f"gain {gain.value:.4f} nats/token (95 % CI {gain.low:.4f} … {gain.high:.4f})"
+Grid = Annotated[tuple[float, ...], AfterValidator(checked_grid)]
