@@ -24,7 +24,7 @@ from mup_tune.model import hf
 from mup_tune.model.falcon_h1 import Population
 from mup_tune.multipliers import DepthRule
 from mup_tune.roles import RoleTable, role_table
-from mup_tune.settings import Settings, untuned
+from mup_tune.settings import Settings, standard
 from mup_tune.shape import Shape
 from mup_tune.stats import Estimate, slope
 from mup_tune.train.optimizer import MemberAdamW, rates
@@ -69,11 +69,8 @@ class Judgement:
 
 
 def table_for(shape: Shape, settings: Settings, param: Parametrisation) -> RoleTable:
-    """µP: ``settings`` at ``shape`` by the rules. SP: multipliers 1, σ = fan_in^-½, one η and λ at every Shape."""
-    if param == "mup":
-        return role_table(shape, settings)
-    flat = untuned(shape).with_values({"elr": settings.elr, "ewd": settings.ewd, "rope_base": settings.rope_base})
-    return role_table(shape, flat)
+    """``mup``: ``settings`` at ``shape`` by the rules. ``sp``: :func:`mup_tune.settings.standard` of them."""
+    return role_table(shape, settings if param == "mup" else standard(shape, settings))
 
 
 def trace(

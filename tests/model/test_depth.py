@@ -1,4 +1,4 @@
-"""CompleteP (arXiv 2505.01618, α = 1) in the model: its eps rule follows the gradients, and ``transformers`` agrees."""
+"""CompleteP (arXiv 2505.01618, α = 1) in the model: eps follows gradients, and ``transformers`` agrees."""
 
 from __future__ import annotations
 
