@@ -5,6 +5,8 @@ Legend: :mod:`mup_tune.model.kernels`.
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -41,7 +43,9 @@ def embed_backward(d_out_PND: Tensor, scale_P: Tensor, tokens_N: Tensor, d_weigh
 
 def embed_reference(weight_PVD: Tensor, scale_P: Tensor, tokens_N: Tensor) -> Tensor:
     """:func:`embed` in PyTorch."""
-    return weight_PVD[:, tokens_N] * scale_P[:, None, None]
+    P, V, _ = weight_PVD.shape
+    rows_PN = tokens_N + V * torch.arange(P, device=tokens_N.device)[:, None]
+    return F.embedding(rows_PN, weight_PVD.flatten(0, 1)) * scale_P[:, None, None]
 
 
 def _launch(table_PVD: Tensor, scale_P: Tensor, tokens_N: Tensor, rows_PND: Tensor, *, backward: bool) -> None:

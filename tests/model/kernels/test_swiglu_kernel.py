@@ -40,4 +40,5 @@ def test_gates_far_out_saturate(dtype: torch.dtype) -> None:
 @DTYPES
 @pytest.mark.parametrize(("P", "width"), [(1, 512), (16, 512), (2, 1024), (1, 2048), (1, 1920)])
 def test_true_sizes(P: int, width: int, dtype: torch.dtype) -> None:
-    check(normal(P, 16384, 2 * width, dtype=dtype), normal(P, 16384, width, dtype=dtype, seed=1))
+    N = 16384 // P
+    check(normal(P, N, 2 * width, dtype=dtype), normal(P, N, width, dtype=dtype, seed=1))
