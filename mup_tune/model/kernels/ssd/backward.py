@@ -1,19 +1,28 @@
-"""Gradients of the state-space scan in a chunk, from the states and their gradients at its edges; see ssd.py.
+"""Backward pass of the scan: one walk over the chunks, then all gradients in a chunk at once.
 
-The walk backward has left dy = d_out · silu(z) in the columns where d_x goes, and d_out · silu'(z) where d_z
-goes.
+The walk leaves dy = d_out · silu(z) in the columns where d_x goes, d_out · silu'(z) where d_z goes, and
+the gradients of the states at every chunk's end.
 
-Shape suffixes: P members, B rows, T tokens of a row, C convolution channels (x, then B, then C), X = H · K, H
-heads, K channels of a head, G groups, S d_state, c chunks, L tokens of a chunk. Heads of a group are
-adjacent.
+Legend: :mod:`mup_tune.model.kernels`.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from mup_tune.model.kernels.ssd_states import LOG2E, decay, load_documents, load_tokens
+from mup_tune.model.kernels import LOG2E, Parts
+from mup_tune.model.kernels.ssd.states import (
+    decay,
+    load_documents,
+    load_tokens,
+    plan_schedule,
+    plan_sizes,
+    states_kernel,
+    token_stride,
+)
 
 
 @triton.jit
@@ -34,27 +43,12 @@ def _edge_decays(chunk, documents_ptr, dt_ptr, log_ptr, T, L: tl.constexpr):
     return from_start_L, to_end_L, tl.where(before == last, tl.exp2(total), 0.0)
 
 
-@triton.jit(do_not_specialize=["n_rows", "T", "n_chunks"])
-def group_gradients_kernel(
-    xBC_ptr,
-    documents_ptr,
-    dt_ptr,
-    log_ptr,
-    states_ptr,
-    d_states_ptr,  # of the state at every chunk's end
-    d_xBC_ptr,  # holds dy where d_x goes
-    xBC_stride,
-    n_rows,
-    T,
-    n_chunks,
-    H: tl.constexpr,
-    G: tl.constexpr,
-    S: tl.constexpr,
-    K: tl.constexpr,
-    L: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+@triton.jit(do_not_specialize=["B", "T", "n_chunks"])
+def _group_gradients_kernel(
+    xBC_ptr, documents_ptr, dt_ptr, log_ptr, states_ptr, d_states_ptr, d_xBC_ptr, xBC_stride_t, B, T, n_chunks,
+    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, L: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """Gradients of B and C. One program: one chunk and group, whose heads are summed in registers."""
     dtype = xBC_ptr.dtype.element_ty
     pid = tl.program_id(0)
@@ -62,9 +56,9 @@ def group_gradients_kernel(
     first_token = row.to(tl.int64) * T + chunk * L
     l_L, s_S, k_K = tl.arange(0, L), tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_K)
     in_row_L = l_L < T - chunk * L
-    documents_ptr += (row % n_rows).to(tl.int64) * T
-    xBC_ptr += first_token * xBC_stride
-    d_xBC_ptr += first_token * xBC_stride
+    documents_ptr += (row % B).to(tl.int64) * T
+    xBC_ptr += first_token * xBC_stride_t
+    d_xBC_ptr += first_token * xBC_stride_t
     d_scores_LL = tl.zeros((L, L), tl.float32)
     d_B_LS = tl.zeros((L, BLOCK_S), tl.float32)
     d_C_LS = tl.zeros((L, BLOCK_S), tl.float32)
@@ -76,7 +70,7 @@ def group_gradients_kernel(
         d_mixing_LL = tl.zeros((L, L), tl.float32)
         for part in range((K + BLOCK_K - 1) // BLOCK_K):
             channel_K = part * BLOCK_K + k_K
-            head_LK = l_L[:, None] * xBC_stride + head * K + channel_K[None, :]
+            head_LK = l_L[:, None] * xBC_stride_t + head * K + channel_K[None, :]
             in_head_LK = in_row_L[:, None] & (channel_K < K)[None, :]
             state_SK = s_S[:, None] * K + channel_K[None, :]
             in_state_SK = (s_S < S)[:, None] & (channel_K < K)[None, :]
@@ -91,7 +85,7 @@ def group_gradients_kernel(
             d_B_LS = tl.dot(given_LK, tl.trans(d_end_SK), d_B_LS, input_precision="ieee")
         d_scores_LL += d_mixing_LL * decay(chunk, documents_ptr, dt_ptr + steps_at, log_ptr + steps_at, T, L)
 
-    group_LS = l_L[:, None] * xBC_stride + H * K + group * S + s_S[None, :]
+    group_LS = l_L[:, None] * xBC_stride_t + H * K + group * S + s_S[None, :]
     in_group_LS = in_row_L[:, None] & (s_S < S)[None, :]
     d_scores_LL = d_scores_LL.to(dtype)
     B_LS = tl.load(xBC_ptr + group_LS, mask=in_group_LS, other=0.0)
@@ -102,35 +96,13 @@ def group_gradients_kernel(
     tl.store(d_xBC_ptr + group_LS, d_B_LS.to(dtype), mask=in_group_LS)
 
 
-@triton.jit(do_not_specialize=["n_rows", "T", "n_chunks"])
-def head_gradients_kernel(
-    xBC_ptr,
-    A_log_ptr,
-    D_ptr,
-    documents_ptr,
-    dt_ptr,
-    log_ptr,
-    states_ptr,
-    d_states_ptr,  # of the state at every chunk's end
-    d_xBC_ptr,  # holds dy where d_x goes
-    d_z_ptr,  # lacks its factor y
-    d_raw_ptr,
-    sums_ptr,  # [dt_bias, A_log, D; P, H, B, c]
-    xBC_stride,
-    d_z_stride,
-    d_raw_stride,
-    n_rows,
-    T,
-    n_chunks,
-    sums_stride,
-    H: tl.constexpr,
-    G: tl.constexpr,
-    S: tl.constexpr,
-    K: tl.constexpr,
-    L: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+@triton.jit(do_not_specialize=["B", "T", "n_chunks"])
+def _head_gradients_kernel(
+    xBC_ptr, A_log_ptr, D_ptr, documents_ptr, dt_ptr, log_ptr, states_ptr, d_states_ptr, d_xBC_ptr, d_z_ptr, d_raw_ptr,
+    dt_bias_parts_ptr, A_log_parts_ptr, D_parts_ptr, xBC_stride_t, d_z_stride_t, d_raw_stride_t, B, T, n_chunks,
+    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, L: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """All gradients but those of B and C. One program: one chunk and head.
 
     A log decay's gradient needs no pass over [L, L]: what token i reads sums to dy_i · y_i, what token j
@@ -140,20 +112,20 @@ def head_gradients_kernel(
     dtype = xBC_ptr.dtype.element_ty
     pid = tl.program_id(0)
     head, chunk, row = pid % H, pid // H % n_chunks, pid // (H * n_chunks)
-    p, first_token = row // n_rows, row.to(tl.int64) * T + chunk * L
+    p, first_token = row // B, row.to(tl.int64) * T + chunk * L
     l_L, s_S, k_K = tl.arange(0, L), tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_K)
     in_row_L = l_L < T - chunk * L
-    documents_ptr += (row % n_rows).to(tl.int64) * T
-    xBC_ptr += first_token * xBC_stride
-    d_xBC_ptr += first_token * xBC_stride + head * K
-    d_z_ptr += first_token * d_z_stride + head * K
-    d_raw_ptr += first_token * d_raw_stride + head
+    documents_ptr += (row % B).to(tl.int64) * T
+    xBC_ptr += first_token * xBC_stride_t
+    d_xBC_ptr += first_token * xBC_stride_t + head * K
+    d_z_ptr += first_token * d_z_stride_t + head * K
+    d_raw_ptr += first_token * d_raw_stride_t + head
     dt_ptr += (row.to(tl.int64) * H + head) * T
     log_ptr += (row.to(tl.int64) * H + head) * T
     state_at = ((row.to(tl.int64) * H + head) * n_chunks + chunk) * (S * K)
     A, D = -tl.exp(tl.load(A_log_ptr + p * H + head)), tl.load(D_ptr + p * H + head)
 
-    group_LS = l_L[:, None] * xBC_stride + H * K + head // (H // G) * S + s_S[None, :]
+    group_LS = l_L[:, None] * xBC_stride_t + H * K + head // (H // G) * S + s_S[None, :]
     in_group_LS = in_row_L[:, None] & (s_S < S)[None, :]
     B_LS = tl.load(xBC_ptr + group_LS, mask=in_group_LS, other=0.0)
     C_LS = tl.load(xBC_ptr + G * S + group_LS, mask=in_group_LS, other=0.0)
@@ -166,7 +138,7 @@ def head_gradients_kernel(
     for part in range((K + BLOCK_K - 1) // BLOCK_K):
         channel_K = part * BLOCK_K + k_K
         in_head_LK = in_row_L[:, None] & (channel_K < K)[None, :]
-        at_LK = l_L[:, None] * xBC_stride + channel_K[None, :]
+        at_LK = l_L[:, None] * xBC_stride_t + channel_K[None, :]
         state_SK = s_S[:, None] * K + channel_K[None, :]
         in_state_SK = (s_S < S)[:, None] & (channel_K < K)[None, :]
         x_LK = tl.load(xBC_ptr + head * K + at_LK, mask=in_head_LK, other=0.0)
@@ -176,7 +148,7 @@ def head_gradients_kernel(
         y_LK = tl.dot(C_LS, first_SK, input_precision="ieee") * from_start_L[:, None]
         y_LK = tl.dot(mixing_LL, x_LK, y_LK, input_precision="ieee")
         read_L += tl.sum(dy_LK.to(tl.float32) * y_LK, 1)
-        d_z_at_LK = l_L[:, None] * d_z_stride + channel_K[None, :]
+        d_z_at_LK = l_L[:, None] * d_z_stride_t + channel_K[None, :]
         d_z_LK = tl.load(d_z_ptr + d_z_at_LK, mask=in_head_LK, other=0.0)
         d_z_LK = (d_z_LK.to(tl.float32) * (y_LK + D * x_LK.to(tl.float32))).to(dtype)
         tl.store(d_z_ptr + d_z_at_LK, d_z_LK, mask=in_head_LK)
@@ -194,8 +166,66 @@ def head_gradients_kernel(
     d_log_L = tl.cumsum(read_L - given_L, 0, reverse=True) + tl.sum(ended_L, 0) + kept * tl.sum(kept_S, 0)
     # given / dt is the direct gradient of dt.
     d_raw_L = tl.where(in_row_L, (A * d_log_L * dt_L + given_L) * _softplus_slope(dt_L), 0.0)
-    tl.store(d_raw_ptr + l_L * d_raw_stride, d_raw_L.to(dtype), mask=in_row_L)
-    sum_ptr = sums_ptr + (p * H + head) * (n_rows * n_chunks) + row % n_rows * n_chunks + chunk
-    tl.store(sum_ptr, tl.sum(d_raw_L, 0))
-    tl.store(sum_ptr + sums_stride, A * tl.sum(d_log_L * dt_L, 0))
-    tl.store(sum_ptr + 2 * sums_stride, tl.sum(skipped_L, 0))
+    tl.store(d_raw_ptr + l_L * d_raw_stride_t, d_raw_L.to(dtype), mask=in_row_L)
+    part_at = (row * n_chunks + chunk) * H + head
+    tl.store(dt_bias_parts_ptr + part_at, tl.sum(d_raw_L, 0))
+    tl.store(A_log_parts_ptr + part_at, A * tl.sum(d_log_L * dt_L, 0))
+    tl.store(D_parts_ptr + part_at, tl.sum(skipped_L, 0))
+
+
+def ssd_backward(
+    d_out_PBTX: Tensor,
+    dt_PBHT: Tensor,
+    log_PBHT: Tensor,
+    states_PBHcSK: Tensor,
+    xBC_PBTC: Tensor,
+    raw_PBTH: Tensor,
+    z_PBTX: Tensor,
+    dt_bias_PH: Tensor,
+    A_log_PH: Tensor,
+    D_PH: Tensor,
+    n_heads: int,
+    n_groups: int,
+    d_state: int,
+    documents_BT: Tensor,
+    d_raw_PBTH: Tensor,
+    d_z_PBTX: Tensor,
+    dt_bias_parts: Parts,
+    A_log_parts: Parts,
+    D_parts: Parts,
+) -> Tensor:
+    """Gradients of :func:`~mup_tune.model.kernels.ssd.ssd`; those of raw and z are written.
+
+    Args:
+        d_raw_PBTH, d_z_PBTX: may be columns of a wider buffer.
+        dt_bias_parts: of width H, as are the others.
+
+    Returns:
+        the gradient of xBC, contiguous, in the work dtype.
+    """
+    P, B, T, X = z_PBTX.shape
+    sizes = plan_sizes(n_heads, n_groups, d_state, X // n_heads, xBC_PBTC.dtype)
+    chunks = states_PBHcSK.shape[3]
+    d_xBC_PBTC, d_states_PBHcSK = torch.empty_like(xBC_PBTC), torch.empty_like(states_PBHcSK)
+    states_kernel[(P * B * n_heads * triton.cdiv(sizes["K"], sizes["BLOCK_K"]),)](
+        value_ptr=d_out_PBTX, z_ptr=z_PBTX, d_z_ptr=d_z_PBTX, dy_ptr=d_xBC_PBTC,
+        key_ptr=xBC_PBTC[..., X + n_groups * d_state :], raw_ptr=None, dt_bias_ptr=None, A_log_ptr=None,
+        documents_ptr=documents_BT, dt_ptr=None, log_ptr=log_PBHT, states_ptr=d_states_PBHcSK,
+        value_stride_t=token_stride(d_out_PBTX), z_stride_t=token_stride(z_PBTX), d_z_stride_t=token_stride(d_z_PBTX),
+        key_stride_t=token_stride(xBC_PBTC), raw_stride_t=None, B=B, T=T, n_chunks=chunks,
+        **sizes, BACKWARD=True, **plan_schedule(sizes, 3, 128),
+    )  # fmt: skip
+    # Before d_x takes the place of dy.
+    _group_gradients_kernel[(P * B * chunks * n_groups,)](
+        xBC_ptr=xBC_PBTC, documents_ptr=documents_BT, dt_ptr=dt_PBHT, log_ptr=log_PBHT, states_ptr=states_PBHcSK,
+        d_states_ptr=d_states_PBHcSK, d_xBC_ptr=d_xBC_PBTC, xBC_stride_t=token_stride(xBC_PBTC),
+        B=B, T=T, n_chunks=chunks, **sizes, **plan_schedule(sizes, 2),
+    )  # fmt: skip
+    _head_gradients_kernel[(P * B * chunks * n_heads,)](
+        xBC_ptr=xBC_PBTC, A_log_ptr=A_log_PH, D_ptr=D_PH, documents_ptr=documents_BT, dt_ptr=dt_PBHT, log_ptr=log_PBHT,
+        states_ptr=states_PBHcSK, d_states_ptr=d_states_PBHcSK, d_xBC_ptr=d_xBC_PBTC, d_z_ptr=d_z_PBTX,
+        d_raw_ptr=d_raw_PBTH, dt_bias_parts_ptr=dt_bias_parts(B * chunks), A_log_parts_ptr=A_log_parts(B * chunks),
+        D_parts_ptr=D_parts(B * chunks), xBC_stride_t=token_stride(xBC_PBTC), d_z_stride_t=token_stride(d_z_PBTX),
+        d_raw_stride_t=token_stride(d_raw_PBTH), B=B, T=T, n_chunks=chunks, **sizes, **plan_schedule(sizes, 2),
+    )  # fmt: skip
+    return d_xBC_PBTC

@@ -5,7 +5,7 @@ dSᵀ Q (arXiv 2307.08691, §3.1.2). W is recomputed from the saved denominators
 behind for the other, which walks every query head of a key's group and so sums over them itself. Both read
 what the forward pass rotated, and turn their gradients back.
 
-Shape suffixes as in :mod:`mup_tune.model.kernels.attention`.
+Legend: :mod:`mup_tune.model.kernels`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mup_tune.model.kernels.attention import LOG2_E, key_range, launch, load_pairs, load_rows, padded_head_dim
+from mup_tune.model.kernels import LOG2E, strides
+from mup_tune.model.kernels.attention.forward import key_range, launch, load_pairs, load_rows, padded_head_dim
 
 
 @triton.jit
@@ -37,15 +38,15 @@ def _store_unrotated(
 @triton.jit(do_not_specialize=["B", "T"])
 def _queries_kernel(
     qkv_ptr, spans_ptr, cos_ptr, sin_ptr, out_ptr, d_out_ptr, lse_ptr, stats_ptr, d_qkv_ptr,
-    B, T, J, scale, stride_p, stride_b, stride_t, out_stride_p, out_stride_b, out_stride_t,
-    d_out_stride_p, d_out_stride_b, d_out_stride_t, d_stride_p, d_stride_b, d_stride_t,
+    B, T, J, scale, qkv_stride_p, qkv_stride_b, qkv_stride_t, out_stride_p, out_stride_b, out_stride_t,
+    d_out_stride_p, d_out_stride_b, d_out_stride_t, d_qkv_stride_p, d_qkv_stride_b, d_qkv_stride_t,
     Q: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     n_blocks = tl.cdiv(T, BLOCK_M)
     pid = tl.program_id(0)
     m0, q, row = (n_blocks - 1 - pid % n_blocks) * BLOCK_M, pid // n_blocks % Q, (pid // n_blocks // Q).to(tl.int64)
     p, b, j = row // B, row % B, q // (Q // J)
-    qkv_ptr += p * stride_p + b * stride_b
+    qkv_ptr += p * qkv_stride_p + b * qkv_stride_b
     keys_ptr = qkv_ptr + (Q + j) * (2 * R)
     values_ptr = keys_ptr + J * (2 * R)
     start, edge, stop = key_range(m0, T, spans_ptr + b * T, BLOCK_M)
@@ -56,18 +57,18 @@ def _queries_kernel(
     out_ptr += p * out_stride_p + b * out_stride_b + q * (2 * R)
     d_out_ptr += p * d_out_stride_p + b * d_out_stride_b + q * (2 * R)
     # All loads come before the first use of one.
-    q_MK = load_pairs(qkv_ptr + q * (2 * R), stride_t, m0, T, BLOCK_M, R, K)
+    q_MK = load_pairs(qkv_ptr + q * (2 * R), qkv_stride_t, m0, T, BLOCK_M, R, K)
     do_MK = load_rows(d_out_ptr, d_out_stride_t, m0, T, BLOCK_M, 2 * R, K)
     out_MK = load_rows(out_ptr, out_stride_t, m0, T, BLOCK_M, 2 * R, K)
-    lse_M = tl.load(lse_ptr + head * T + m_M, mask=m_M < T, other=0.0) * LOG2_E
+    lse_M = tl.load(lse_ptr + head * T + m_M, mask=m_M < T, other=0.0) * LOG2E
     delta_M = tl.sum(do_MK.to(tl.float32) * out_MK.to(tl.float32), 1)
     stats_ptrs = stats_ptr + head * T * 2 + m_M * 2
     tl.store(stats_ptrs, lse_M, mask=m_M < T)
     tl.store(stats_ptrs + 1, delta_M, mask=m_M < T)
     dq_MK = tl.zeros((BLOCK_M, K), tl.float32)
     for n0 in range(start, stop, BLOCK_N):
-        k_NK = load_pairs(keys_ptr, stride_t, n0, stop, BLOCK_N, R, K)
-        v_NK = load_rows(values_ptr, stride_t, n0, stop, BLOCK_N, 2 * R, K)
+        k_NK = load_pairs(keys_ptr, qkv_stride_t, n0, stop, BLOCK_N, R, K)
+        v_NK = load_rows(values_ptr, qkv_stride_t, n0, stop, BLOCK_N, 2 * R, K)
         score_MN = tl.dot(q_MK, tl.trans(k_NK), input_precision="ieee")
         weight_MN = tl.math.exp2(score_MN - lse_M[:, None])
         if n0 + BLOCK_N > edge:
@@ -77,16 +78,16 @@ def _queries_kernel(
         d_weight_MN = tl.dot(do_MK, tl.trans(v_NK), input_precision="ieee")
         d_score_MN = weight_MN * (d_weight_MN - delta_M[:, None])
         dq_MK = tl.dot(d_score_MN.to(k_NK.dtype), k_NK, dq_MK, input_precision="ieee")
-    d_qkv_ptr += p * d_stride_p + b * d_stride_b + q * (2 * R)
+    d_qkv_ptr += p * d_qkv_stride_p + b * d_qkv_stride_b + q * (2 * R)
     cos_ptr, sin_ptr = cos_ptr + p * T * R, sin_ptr + p * T * R
-    _store_unrotated(d_qkv_ptr, d_stride_t, cos_ptr, sin_ptr, m0, T, dq_MK * scale, BLOCK_M, R, K)
+    _store_unrotated(d_qkv_ptr, d_qkv_stride_t, cos_ptr, sin_ptr, m0, T, dq_MK * scale, BLOCK_M, R, K)
 
 
 @triton.jit(do_not_specialize=["B", "T"])
 def _keys_kernel(
     qkv_ptr, spans_ptr, cos_ptr, sin_ptr, d_out_ptr, stats_ptr, d_qkv_ptr,
-    B, T, J, stride_p, stride_b, stride_t, d_out_stride_p, d_out_stride_b, d_out_stride_t,
-    d_stride_p, d_stride_b, d_stride_t,
+    B, T, J, qkv_stride_p, qkv_stride_b, qkv_stride_t, d_out_stride_p, d_out_stride_b, d_out_stride_t,
+    d_qkv_stride_p, d_qkv_stride_b, d_qkv_stride_t,
     Q: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     n_blocks = tl.cdiv(T, BLOCK_N)
@@ -95,15 +96,15 @@ def _keys_kernel(
     n0, j, row = pid % n_blocks * BLOCK_N, pid // n_blocks % J, (pid // n_blocks // J).to(tl.int64)
     p, b, group = row // B, row % B, Q // J
     ends_ptr = spans_ptr + (B + b) * T
-    # Queries [n0, stop) see the block; those blocks need a mask that start before ``edge`` or reach beyond
+    # Queries [n0, stop) see the block. A query block needs a mask if it starts before ``edge`` or ends past
     # ``stop``.
     stop = tl.load(ends_ptr + tl.minimum(n0 + BLOCK_N, T) - 1)
     edge = tl.where(stop == tl.load(ends_ptr + n0), n0 + BLOCK_N, stop)
 
-    qkv_ptr += p * stride_p + b * stride_b
+    qkv_ptr += p * qkv_stride_p + b * qkv_stride_b
     keys_ptr = qkv_ptr + (Q + j) * (2 * R)
-    k_NK = load_pairs(keys_ptr, stride_t, n0, T, BLOCK_N, R, K)
-    v_NK = load_rows(keys_ptr + J * (2 * R), stride_t, n0, T, BLOCK_N, 2 * R, K)
+    k_NK = load_pairs(keys_ptr, qkv_stride_t, n0, T, BLOCK_N, R, K)
+    v_NK = load_rows(keys_ptr + J * (2 * R), qkv_stride_t, n0, T, BLOCK_N, 2 * R, K)
     n_N = n0 + tl.arange(0, BLOCK_N)
     end_N = tl.load(ends_ptr + n_N, mask=n_N < T, other=0)
     dk_NK, dv_NK = tl.zeros((BLOCK_N, K), tl.float32), tl.zeros((BLOCK_N, K), tl.float32)
@@ -111,10 +112,9 @@ def _keys_kernel(
     for q in range(j * group, (j + 1) * group):
         head = row * Q + q
         for m0 in range(n0, stop, BLOCK_M):
-            q_MK = load_pairs(qkv_ptr + q * (2 * R), stride_t, m0, stop, BLOCK_M, R, K)
+            q_MK = load_pairs(qkv_ptr + q * (2 * R), qkv_stride_t, m0, stop, BLOCK_M, R, K)
             do_MK = load_rows(d_out_ptr + q * (2 * R), d_out_stride_t, m0, stop, BLOCK_M, 2 * R, K)
-            # One load for both: a vector as short as one of them is loaded in the dot's layout, a register an
-            # element.
+            # One load for both: so short a vector alone is loaded in the dot's layout, a register an element.
             pair = 2 * m0 + tl.arange(0, 2 * BLOCK_M)
             stats = tl.load(stats_ptr + head * T * 2 + pair, mask=pair < 2 * stop, other=0.0)
             lse_M, delta_M = tl.split(tl.reshape(stats, (BLOCK_M, 2)))
@@ -129,18 +129,20 @@ def _keys_kernel(
             d_score_NM = weight_NM * (d_weight_NM - delta_M[None, :])
             dk_NK = tl.dot(d_score_NM.to(q_MK.dtype), q_MK, dk_NK, input_precision="ieee")
 
-    d_qkv_ptr += p * d_stride_p + b * d_stride_b + (Q + j) * (2 * R)
+    d_qkv_ptr += p * d_qkv_stride_p + b * d_qkv_stride_b + (Q + j) * (2 * R)
     cos_ptr, sin_ptr = cos_ptr + p * T * R, sin_ptr + p * T * R
     # Rotated queries carry the scale and log2(e): dividing by the latter leaves the scale.
-    _store_unrotated(d_qkv_ptr, d_stride_t, cos_ptr, sin_ptr, n0, T, dk_NK / LOG2_E, BLOCK_N, R, K)
+    _store_unrotated(d_qkv_ptr, d_qkv_stride_t, cos_ptr, sin_ptr, n0, T, dk_NK / LOG2E, BLOCK_N, R, K)
     row_N, column_K = tl.arange(0, BLOCK_N), tl.arange(0, K)
-    dv_ptrs = d_qkv_ptr + J * (2 * R) + n0.to(tl.int64) * d_stride_t + row_N[:, None] * d_stride_t + column_K[None, :]
+    dv_ptrs = (
+        d_qkv_ptr + J * (2 * R) + n0.to(tl.int64) * d_qkv_stride_t + row_N[:, None] * d_qkv_stride_t + column_K[None, :]
+    )
     in_range = (n_N < T)[:, None] & (column_K < 2 * R)[None, :]
     tl.store(dv_ptrs, dv_NK.to(d_qkv_ptr.dtype.element_ty), mask=in_range)
 
 
 def queries_launch(K: int, dtype: torch.dtype) -> dict[str, int]:
-    """As :func:`mup_tune.model.kernels.attention.forward_launch`; four programs on an SM up to K = 64."""
+    """As ``forward_launch``; four programs on an SM up to K = 64."""
     if dtype == torch.float32:
         return launch(32, 32, 4, 2)
     if K <= 64:
@@ -149,7 +151,7 @@ def queries_launch(K: int, dtype: torch.dtype) -> dict[str, int]:
 
 
 def keys_launch(K: int, dtype: torch.dtype) -> dict[str, int]:
-    """As :func:`mup_tune.model.kernels.attention.forward_launch`; two programs on an SM up to K = 64."""
+    """As ``forward_launch``; two programs on an SM up to K = 64."""
     if dtype == torch.float32:
         return launch(16, 32, 4, 1)
     if K <= 64:
@@ -169,11 +171,10 @@ def attention_backward(
     spans_2BT: Tensor,
     d_qkv_PBTC: Tensor,
 ) -> None:
-    """Gradients of :func:`mup_tune.model.kernels.attention.attention_`, written to every element of ``d_qkv_PBTC``.
+    """The gradient of :func:`~mup_tune.model.kernels.attention.attention_`, written to ``d_qkv_PBTC``.
 
     Args:
-        d_out_PBTE, out_PBTE: views with the last stride 1; the loss's gradient, and what the forward pass
-        wrote.
+        d_out_PBTE, out_PBTE: views with the last stride 1; ``out`` is what the forward pass wrote.
         lse_PBQT: what the forward pass returned.
         qkv_PBTC: as the forward pass left it.
         cos_PTR, sin_PTR, spans_2BT: what the forward pass read.
@@ -184,14 +185,15 @@ def attention_backward(
     K = padded_head_dim(2 * R)
     stats = torch.empty(*lse_PBQT.shape, 2, dtype=torch.float32, device=qkv_PBTC.device)  # denominator (log2), delta
     tile = queries_launch(K, qkv_PBTC.dtype)
-    strides, d_strides = qkv_PBTC.stride()[:3], d_qkv_PBTC.stride()[:3]
     _queries_kernel[(P * B * n_heads * triton.cdiv(T, tile["BLOCK_M"]),)](
-        qkv_PBTC, spans_2BT, cos_PTR, sin_PTR, out_PBTE, d_out_PBTE, lse_PBQT, stats, d_qkv_PBTC,
-        B, T, n_kv_heads, (2 * R) ** -0.5, *strides, *out_PBTE.stride()[:3], *d_out_PBTE.stride()[:3], *d_strides,
+        qkv_ptr=qkv_PBTC, spans_ptr=spans_2BT, cos_ptr=cos_PTR, sin_ptr=sin_PTR, out_ptr=out_PBTE, d_out_ptr=d_out_PBTE,
+        lse_ptr=lse_PBQT, stats_ptr=stats, d_qkv_ptr=d_qkv_PBTC, B=B, T=T, J=n_kv_heads, scale=(2 * R) ** -0.5,
+        **strides("pbt", qkv=qkv_PBTC, out=out_PBTE, d_out=d_out_PBTE, d_qkv=d_qkv_PBTC),
         Q=n_heads, R=R, K=K, **tile,
     )  # fmt: skip
     tile = keys_launch(K, qkv_PBTC.dtype)
     _keys_kernel[(P * B * n_kv_heads * triton.cdiv(T, tile["BLOCK_N"]),)](
-        qkv_PBTC, spans_2BT, cos_PTR, sin_PTR, d_out_PBTE, stats, d_qkv_PBTC,
-        B, T, n_kv_heads, *strides, *d_out_PBTE.stride()[:3], *d_strides, Q=n_heads, R=R, K=K, **tile,
+        qkv_ptr=qkv_PBTC, spans_ptr=spans_2BT, cos_ptr=cos_PTR, sin_ptr=sin_PTR, d_out_ptr=d_out_PBTE, stats_ptr=stats,
+        d_qkv_ptr=d_qkv_PBTC, B=B, T=T, J=n_kv_heads,
+        **strides("pbt", qkv=qkv_PBTC, d_out=d_out_PBTE, d_qkv=d_qkv_PBTC), Q=n_heads, R=R, K=K, **tile,
     )  # fmt: skip

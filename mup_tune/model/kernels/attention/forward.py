@@ -1,4 +1,4 @@
-"""Causal grouped-query attention with rotary embedding and document masks: the forward pass, and what backward shares.
+"""Causal grouped-query attention with rotary embedding and document masks: forward, and what backward shares.
 
 Softmax runs online over key blocks (arXiv 2205.14135, §3.1; 2307.08691, §3.1). Documents do not decrease
 along a row, so a query block begins at its first document's first token, and a pair of blocks inside one
@@ -7,9 +7,9 @@ kernel then takes them from memory straight to shared memory. Computed in the ke
 registers, and what defines it there while another product is under way makes ptxas run all products of the
 loop one after another (its remark C7513).
 
-Shape suffixes: P members, B rows, T tokens, C columns of q, k and v, E columns of q, Q query heads, J
-key/value heads, R = head_dim/2; K is head_dim padded to 2 · (R padded), so that a rotary pair keeps its
-distance. In the kernels: M rows of a query block, N rows of a key block.
+Scores are in units of log2: queries are rotated, scaled by LOG2E and head_dim^-0.5, then rounded.
+
+Legend: :mod:`mup_tune.model.kernels`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Scores are in units of log2: queries are rotated, scaled by this and head_dim^-0.5, then rounded.
-LOG2_E = tl.constexpr(1.4426950408889634)
+from mup_tune.model.kernels import LOG2E, strides
 
 
 @triton.jit
@@ -33,7 +32,7 @@ def load_rows(x_ptr, stride, first, stop, ROWS: tl.constexpr, WIDTH: tl.constexp
 
 @triton.jit
 def load_pairs(x_ptr, stride, first, stop, ROWS: tl.constexpr, R: tl.constexpr, K: tl.constexpr):
-    """Rows from ``first`` on, [ROWS, K], of pairs (i, i + R) as (i, i + K/2); zeros from row ``stop`` and pair R on."""
+    """As :func:`load_rows`, with pairs (i, i + R) as (i, i + K/2), and zeros from pair R on."""
     if K == 2 * R:
         return load_rows(x_ptr, stride, first, stop, ROWS, K, K)
     else:
@@ -45,7 +44,7 @@ def load_pairs(x_ptr, stride, first, stop, ROWS: tl.constexpr, R: tl.constexpr, 
 
 @triton.jit
 def key_range(m0, T, starts_ptr, BLOCK_M: tl.constexpr):
-    """Keys [start, stop) that a query block sees; its key blocks that reach ``edge`` or beyond need a mask."""
+    """Keys [start, stop) that a query block sees; key blocks that reach ``edge`` or beyond need a mask."""
     stop = tl.minimum(m0 + BLOCK_M, T)
     start = tl.load(starts_ptr + m0)
     return start, tl.where(start == tl.load(starts_ptr + stop - 1), m0 + 1, start), stop
@@ -77,7 +76,7 @@ def _spans_kernel(documents_ptr, spans_ptr, B, T, BLOCK_N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["B", "T"])
 def _rotate_kernel(
-    qkv_ptr, cos_ptr, sin_ptr, B, T, scale, stride_p, stride_b, stride_t,
+    qkv_ptr, cos_ptr, sin_ptr, B, T, scale, qkv_stride_p, qkv_stride_b, qkv_stride_t,
     Q: tl.constexpr, J: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     n_blocks = tl.cdiv(T, BLOCK_M)
@@ -88,10 +87,10 @@ def _rotate_kernel(
     sin = load_rows(sin_ptr + p * T * R, R, m0, T, BLOCK_M, R, K // 2)
     row_M, column_R = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, K // 2)[None, :]
     in_range = (m0 + row_M < T) & (column_R < R)
-    qkv_ptr += p * stride_p + row % B * stride_b + m0.to(tl.int64) * stride_t
+    qkv_ptr += p * qkv_stride_p + row % B * qkv_stride_b + m0.to(tl.int64) * qkv_stride_t
     for head in range(Q + J):
-        factor = tl.where(head < Q, scale * LOG2_E, 1.0)
-        a_ptrs = qkv_ptr + head * (2 * R) + row_M * stride_t + column_R
+        factor = tl.where(head < Q, scale * LOG2E, 1.0)
+        a_ptrs = qkv_ptr + head * (2 * R) + row_M * qkv_stride_t + column_R
         a = tl.load(a_ptrs, mask=in_range, other=0.0).to(tl.float32) * factor
         b = tl.load(a_ptrs + R, mask=in_range, other=0.0).to(tl.float32) * factor
         tl.store(a_ptrs, (a * cos - b * sin).to(qkv_ptr.dtype.element_ty), mask=in_range)
@@ -101,7 +100,7 @@ def _rotate_kernel(
 @triton.jit(do_not_specialize=["B", "T"])
 def _forward_kernel(
     qkv_ptr, spans_ptr, out_ptr, lse_ptr, B, T, J,
-    stride_p, stride_b, stride_t, out_stride_p, out_stride_b, out_stride_t,
+    qkv_stride_p, qkv_stride_b, qkv_stride_t, out_stride_p, out_stride_b, out_stride_t,
     Q: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     n_blocks = tl.cdiv(T, BLOCK_M)
@@ -109,28 +108,27 @@ def _forward_kernel(
     # The longest programs of a head, its last query blocks, come first.
     m0, q, row = (n_blocks - 1 - pid % n_blocks) * BLOCK_M, pid // n_blocks % Q, (pid // n_blocks // Q).to(tl.int64)
     p, b, j = row // B, row % B, q // (Q // J)
-    qkv_ptr += p * stride_p + b * stride_b
+    qkv_ptr += p * qkv_stride_p + b * qkv_stride_b
     keys_ptr = qkv_ptr + (Q + j) * (2 * R)
     values_ptr = keys_ptr + J * (2 * R)
     start, edge, stop = key_range(m0, T, spans_ptr + b * T, BLOCK_M)
 
     m_M = m0 + tl.arange(0, BLOCK_M)
     start_M = tl.load(spans_ptr + b * T + m_M, mask=m_M < T, other=T)
-    q_MK = load_pairs(qkv_ptr + q * (2 * R), stride_t, m0, T, BLOCK_M, R, K)
+    q_MK = load_pairs(qkv_ptr + q * (2 * R), qkv_stride_t, m0, T, BLOCK_M, R, K)
     acc_MK = tl.zeros((BLOCK_M, K), tl.float32)
     peak_M = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total_M = tl.zeros((BLOCK_M,), tl.float32)
     for n0 in range(start, stop, BLOCK_N):
-        k_NK = load_pairs(keys_ptr, stride_t, n0, stop, BLOCK_N, R, K)
-        v_NK = load_rows(values_ptr, stride_t, n0, stop, BLOCK_N, 2 * R, K)
+        k_NK = load_pairs(keys_ptr, qkv_stride_t, n0, stop, BLOCK_N, R, K)
+        v_NK = load_rows(values_ptr, qkv_stride_t, n0, stop, BLOCK_N, 2 * R, K)
         score_MN = tl.dot(q_MK, tl.trans(k_NK), input_precision="ieee")
         if n0 + BLOCK_N > edge:
             n_N = n0 + tl.arange(0, BLOCK_N)
             visible_MN = (n_N[None, :] >= start_M[:, None]) & (n_N[None, :] <= m_M[:, None])
             score_MN = tl.where(visible_MN, score_MN, float("-inf"))
         new_peak_M = tl.maximum(peak_M, tl.max(score_MN, 1))
-        # A row that has seen no key yet has the peak -inf; -inf - 0 gives it the weights 0 where -inf - -inf
-        # is NaN.
+        # A row that has seen no key yet has the peak -inf; -inf - -inf would be NaN, -inf - 0 is weight 0.
         origin_M = tl.where(new_peak_M == float("-inf"), 0.0, new_peak_M)
         weight_MN = tl.math.exp2(score_MN - origin_M[:, None])
         decay_M = tl.math.exp2(peak_M - origin_M)
@@ -139,7 +137,7 @@ def _forward_kernel(
         peak_M = new_peak_M
 
     lse_ptr += (row * Q + q) * T
-    tl.store(lse_ptr + m_M, (peak_M + tl.math.log2(total_M)) / LOG2_E, mask=m_M < T)
+    tl.store(lse_ptr + m_M, (peak_M + tl.math.log2(total_M)) / LOG2E, mask=m_M < T)
     out_ptr += p * out_stride_p + b * out_stride_b + m0.to(tl.int64) * out_stride_t + q * (2 * R)
     row_M, column_K = tl.arange(0, BLOCK_M), tl.arange(0, K)
     out_MK = (acc_MK / total_M[:, None]).to(out_ptr.dtype.element_ty)
@@ -158,7 +156,7 @@ def launch(block_m: int, block_n: int, num_warps: int, num_stages: int, **option
 
 
 def forward_launch(K: int, dtype: torch.dtype) -> dict[str, int]:
-    """The fastest of seven measured on an H200 at K = 64; elsewhere by registers and spills of compiles for sm_90."""
+    """The fastest of seven measured on an H200 at K = 64; elsewhere by registers and spills of compiles."""
     if dtype == torch.float32:
         return launch(32, 32, 4, 2)
     if K <= 64:
@@ -175,7 +173,7 @@ def spans(documents_BT: Tensor) -> Tensor:
     B, T = documents_BT.shape
     spans_2BT = torch.empty(2, B, T, dtype=torch.int32, device=documents_BT.device)
     block = 128
-    _spans_kernel[(B, triton.cdiv(T, block))](documents_BT, spans_2BT, B, T, BLOCK_N=block)
+    _spans_kernel[(B, triton.cdiv(T, block))](documents_ptr=documents_BT, spans_ptr=spans_2BT, B=B, T=T, BLOCK_N=block)
     return spans_2BT
 
 
@@ -188,7 +186,7 @@ def attention_(
     spans_2BT: Tensor,
     out_PBTE: Tensor,
 ) -> Tensor:
-    """Causal softmax attention within documents, of every member; twin of :func:`mup_tune.model.attention.attention`.
+    """Causal softmax attention of every member within documents.
 
     Args:
         qkv_PBTC: a view with the last stride 1: query, key and value heads side by side, not yet rotated.
@@ -203,16 +201,15 @@ def attention_(
     P, B, T, _ = qkv_PBTC.shape
     R = cos_PTR.shape[-1]
     K = padded_head_dim(2 * R)
-    strides = qkv_PBTC.stride()[:3]
     block = 32
     _rotate_kernel[(P * B * triton.cdiv(T, block),)](
-        qkv_PBTC, cos_PTR, sin_PTR, B, T, (2 * R) ** -0.5, *strides,
-        Q=n_heads, J=n_kv_heads, R=R, K=K, BLOCK_M=block,
+        qkv_ptr=qkv_PBTC, cos_ptr=cos_PTR, sin_ptr=sin_PTR, B=B, T=T, scale=(2 * R) ** -0.5,
+        **strides("pbt", qkv=qkv_PBTC), Q=n_heads, J=n_kv_heads, R=R, K=K, BLOCK_M=block,
     )  # fmt: skip
     tile = forward_launch(K, qkv_PBTC.dtype)
-    lse = torch.empty(P, B, n_heads, T, dtype=torch.float32, device=qkv_PBTC.device)
+    lse_PBQT = torch.empty(P, B, n_heads, T, dtype=torch.float32, device=qkv_PBTC.device)
     _forward_kernel[(P * B * n_heads * triton.cdiv(T, tile["BLOCK_M"]),)](
-        qkv_PBTC, spans_2BT, out_PBTE, lse, B, T, n_kv_heads, *strides, *out_PBTE.stride()[:3],
-        Q=n_heads, R=R, K=K, **tile,
+        qkv_ptr=qkv_PBTC, spans_ptr=spans_2BT, out_ptr=out_PBTE, lse_ptr=lse_PBQT, B=B, T=T, J=n_kv_heads,
+        **strides("pbt", qkv=qkv_PBTC, out=out_PBTE), Q=n_heads, R=R, K=K, **tile,
     )  # fmt: skip
-    return lse
+    return lse_PBQT

@@ -1,12 +1,10 @@
-"""The causal depthwise convolution of Mamba-2 with its bias and SiLU (arXiv 2405.21060, §7): forward, and
-what backward shares.
-
-Shape suffixes: P members, B rows, T tokens of a row, C channels, k kernel taps (the last one is the token
-itself).
+"""The causal depthwise convolution of Mamba-2 with bias and SiLU: forward, and what backward shares.
 
 A program is one warp that walks along a run of tokens, so that documents are scalars: where no document
 starts, which a chunk of tokens asks once, nothing is masked. It carries the inputs of the taps - 1 tokens
 before in registers, so nothing but the inputs and the result meets memory.
+
+Legend: :mod:`mup_tune.model.kernels`.
 """
 
 # Triton builds tuples by addition only.
@@ -18,6 +16,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from mup_tune.model.kernels import strides
 
 CHANNELS = 128  # of a program, 4 a thread: 8 would double the registers, which hold 15 values a channel backward
 CHUNK = 8  # tokens whose loads are under way together
@@ -37,40 +37,31 @@ def plan_runs(size: torch.Size) -> tuple[int, int, int]:
 
 
 def conv_silu(x_PBTC: Tensor, weight_PCk: Tensor, bias_PC: Tensor, documents_BT: Tensor) -> Tensor:
-    """``silu(causal_conv(x) + bias)`` that does not look across a document's start; [P, B, T, C], contiguous.
+    """``silu(causal_conv(x) + bias)`` that does not look across a document's start (arXiv 2405.21060, §7).
 
     Args:
         x_PBTC: work dtype; may be a column slice of a wider buffer.
-        weight_PCk: fp32, contiguous, as is ``bias_PC``.
+        weight_PCk: fp32, contiguous, as is ``bias_PC``; the last tap is the token itself.
         documents_BT: int32, contiguous, non-decreasing within a row.
+
+    Returns:
+        [P, B, T, C], contiguous.
     """
     P, B, T, C = x_PBTC.shape
     y_PBTC = torch.empty(P, B, T, C, dtype=x_PBTC.dtype, device=x_PBTC.device)
     channels, length, runs = plan_runs(x_PBTC.shape)
     _conv_silu_kernel[(triton.cdiv(C, channels) * runs * B, P)](
-        x_PBTC,
-        weight_PCk,
-        bias_PC,
-        documents_BT,
-        y_PBTC,
-        B,
-        T,
-        C,
-        runs,
-        *x_PBTC.stride()[:3],
-        TAPS=weight_PCk.shape[2],
-        LENGTH=length,
-        CHUNK=CHUNK,
-        CHANNELS=channels,
-        EVEN=T % length == 0 and C % channels == 0,
-        num_warps=1,
-    )
+        x_ptr=x_PBTC, weight_ptr=weight_PCk, bias_ptr=bias_PC, documents_ptr=documents_BT, y_ptr=y_PBTC,
+        B=B, T=T, C=C, runs=runs, **strides("pbt", x=x_PBTC),
+        TAPS=weight_PCk.shape[2], LENGTH=length, CHUNK=CHUNK, CHANNELS=channels,
+        EVEN=T % length == 0 and C % channels == 0, num_warps=1,
+    )  # fmt: skip
     return y_PBTC
 
 
 @triton.jit
 def place(C, runs, CHANNELS: tl.constexpr):
-    """This program's run in a row, its row, its member and its channels; neighbours differ in channels."""
+    """This program's run in a row, its row, its member and its channels, which change the fastest."""
     channel_blocks = tl.cdiv(C, CHANNELS)
     program = tl.program_id(0)
     channels = (program % channel_blocks) * CHANNELS + tl.arange(0, CHANNELS)
@@ -79,9 +70,9 @@ def place(C, runs, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def load_parameters(weight_ptr, bias_ptr, member, channels, C, TAPS: tl.constexpr):
+def load_parameters(weight_ptr, bias_ptr, p, channels, C, TAPS: tl.constexpr):
     """The weights by lag, [0] for the token itself, and the bias; [CHANNELS] each."""
-    at, inside = member * C + channels, channels < C
+    at, inside = p * C + channels, channels < C
     by_lag = ()
     for lag in tl.static_range(TAPS):
         by_lag = by_lag + (tl.load(weight_ptr + at * TAPS + (TAPS - 1 - lag), inside, other=0.0),)
@@ -89,25 +80,25 @@ def load_parameters(weight_ptr, bias_ptr, member, channels, C, TAPS: tl.constexp
 
 
 @triton.jit
-def load_before(x_ptr, x_token, documents_ptr, start, inside, TAPS: tl.constexpr):
-    """Inputs and documents of the TAPS - 1 tokens before a run, the nearest first; document -1 before the row."""
+def load_before(x_ptr, x_stride_t, documents_ptr, start, inside, TAPS: tl.constexpr):
+    """Inputs and documents of the TAPS - 1 tokens before a run, nearest first; document -1 before a row."""
     past_x, past_document = (), ()
     for lag in tl.static_range(1, TAPS):
         there = start >= lag
-        past_x = past_x + (tl.load(x_ptr - lag * x_token, inside & there, other=0.0).to(tl.float32),)
+        past_x = past_x + (tl.load(x_ptr - lag * x_stride_t, inside & there, other=0.0).to(tl.float32),)
         past_document = past_document + (tl.load(documents_ptr + start - lag, there, other=-1),)
     return past_x, past_document
 
 
 @triton.jit
-def load_tokens(ptr, token_stride, left, inside, CHUNK: tl.constexpr, EVEN: tl.constexpr):
+def load_tokens(ptr, stride_t, left, inside, CHUNK: tl.constexpr, EVEN: tl.constexpr):
     """A chunk's tokens, of which ``left`` are in the row."""
     values = ()
     for i in tl.static_range(CHUNK):
         if EVEN:
-            values = values + (tl.load(ptr + i * token_stride),)
+            values = values + (tl.load(ptr + i * stride_t),)
         else:
-            values = values + (tl.load(ptr + i * token_stride, inside & (i < left), other=0.0),)
+            values = values + (tl.load(ptr + i * stride_t, inside & (i < left), other=0.0),)
     return values
 
 
@@ -167,35 +158,20 @@ def _forward_chunk(
 
 @triton.jit
 def _conv_silu_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    documents_ptr,
-    y_ptr,
-    B,
-    T,
-    C,
-    runs,
-    x_member,
-    x_row,
-    x_token,
-    TAPS: tl.constexpr,
-    LENGTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    EVEN: tl.constexpr,
-):
-    run, row, member, channels = place(C, runs, CHANNELS)
-    weights, bias = load_parameters(weight_ptr, bias_ptr, member, channels, C, TAPS)
+    x_ptr, weight_ptr, bias_ptr, documents_ptr, y_ptr, B, T, C, runs, x_stride_p, x_stride_b, x_stride_t,
+    TAPS: tl.constexpr, LENGTH: tl.constexpr, CHUNK: tl.constexpr, CHANNELS: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    run, b, p, channels = place(C, runs, CHANNELS)
+    weights, bias = load_parameters(weight_ptr, bias_ptr, p, channels, C, TAPS)
     inside, start = channels < C, run * LENGTH
-    x_ptr += member * x_member + row.to(tl.int64) * x_row + start.to(tl.int64) * x_token + channels
-    y_ptr += ((member * B + row) * T + start) * C + channels
-    documents_ptr += row.to(tl.int64) * T
-    past_x, past_document = load_before(x_ptr, x_token, documents_ptr, start, inside, TAPS)
+    x_ptr += p * x_stride_p + b.to(tl.int64) * x_stride_b + start.to(tl.int64) * x_stride_t + channels
+    y_ptr += ((p * B + b) * T + start) * C + channels
+    documents_ptr += b.to(tl.int64) * T
+    past_x, past_document = load_before(x_ptr, x_stride_t, documents_ptr, start, inside, TAPS)
     documents_ptr += start
     for offset in range(0, LENGTH, CHUNK):
         left = T - start - offset
-        xs = load_tokens(x_ptr, x_token, left, inside, CHUNK, EVEN)
+        xs = load_tokens(x_ptr, x_stride_t, left, inside, CHUNK, EVEN)
         documents = load_documents(documents_ptr + offset, left, CHUNK)
         first = documents[0] if TAPS == 1 else past_document[TAPS - 2]
         # fmt: off
@@ -209,5 +185,5 @@ def _conv_silu_kernel(
         for i in tl.static_range(CHUNK):
             past_x = shift(xs[i].to(tl.float32), past_x, TAPS)
             past_document = shift(documents[i], past_document, TAPS)
-        x_ptr += CHUNK * x_token
+        x_ptr += CHUNK * x_stride_t
         y_ptr += CHUNK * C
