@@ -82,9 +82,9 @@ def basin(
 def _plan(stage: dict[str, Any], shape: str, settings: str, seeds: int, tokens: int, corpus: str) -> Plan:
     """A plan of one ``basin`` stage, everything in it checked before anything is written."""
     from mup_tune.files import validated
+    from mup_tune.findings import State
     from mup_tune.roles import role_table
     from mup_tune.search.plan import Header, Plan
-    from mup_tune.findings import State
     from mup_tune.search.stages.basin import BasinCheck
     from mup_tune.settings import load_settings
     from mup_tune.shape import load_shape

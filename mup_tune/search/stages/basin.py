@@ -17,7 +17,7 @@ from mup_tune.multipliers import MULTIPLIERS
 from mup_tune.search import swept_axis
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage, each_once
 from mup_tune.search.swept_axis import Grid, SweptAxis
-from mup_tune.settings import Settings, check_axis, untuned
+from mup_tune.settings import Settings, check_axis, standard
 from mup_tune.shape import Positive, Shape, scaled
 from mup_tune.stats import Interval, Parabola, Sigma
 
@@ -125,8 +125,7 @@ class BasinCheck(Stage):
         if param == "mup":
             init = incumbent.init.model_copy(update={"rule": self.init} if self.init else {})
             return incumbent.model_copy(update={"init": init})
-        shared = {axis: incumbent.value(axis) for axis in ("elr", "ewd", "rope_base")}
-        return untuned(shape).with_values(shared, name="sp")
+        return standard(shape, incumbent)
 
 
 def _located(label: str, shape: Shape, curve: SweptAxis) -> Located:
