@@ -1,8 +1,8 @@
 """Words and page parts of results: a module a ``Result.type``, found by its name.
 
-The functions below are what :mod:`mup_tune.report.words` asks a module for, and what it takes where one is left
-out; only ``summary`` must be there. Figures and templates are imported where a section is made: terminals use
-the words alone.
+The functions below are what :mod:`mup_tune.report.words` asks a module for. A module may leave out all but
+``summary``: those below then stand in. Figures and templates are imported where a section is made, for
+terminals use the words alone.
 """
 
 from __future__ import annotations
