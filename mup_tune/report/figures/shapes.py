@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -88,7 +89,8 @@ def _draw(axes: Axes, point: ShapePoint, proxy: ShapePoint, high: float) -> tupl
         crosses(axes, [x], high, 7, 1.6, clip_on=False)
         return x, high
     if y > high:
-        axes.plot([x], [high], marker="$↑$", color=colour, markersize=7, markeredgewidth=0.4, linestyle="", clip_on=False)
+        style: dict[str, Any] = {"marker": "$↑$", "markersize": 7, "markeredgewidth": 0.4, "linestyle": ""}
+        axes.plot([x], [high], color=colour, clip_on=False, **style)
         return x, high
     if bar := _bar(point, proxy):
         axes.plot([x, x], bar, color=colour, linewidth=1.1, alpha=0.6)
