@@ -13,8 +13,10 @@ from mup_tune.cli.output import console, err_console, print_json, print_rows
 from mup_tune.errors import InterruptedRunError, UserError, unknown
 
 if TYPE_CHECKING:
-    from mup_tune.findings import Basin, Finding, Interval
+    from mup_tune.findings import Finding
+    from mup_tune.findings.basins import Basin
     from mup_tune.search.plan import Plan
+    from mup_tune.stats import Interval
 
 PARAMS = {"mup": ("mup",), "sp": ("sp",), "both": ("mup", "sp")}
 SEQ_LEN, BATCH_TOKENS, VAL_TOKENS = 128, 1024, 32_768
@@ -65,17 +67,24 @@ def basin(
     plan = _plan(stage, shape, settings, seeds, tokens, corpus)
     folder = run or Path("runs") / f"basin-{hp}-{plan.shape.name}-{plan.hash[:8]}"
     finding = _executed(plan, folder, executor, quiet=json)
-    from mup_tune.report.basins import leading
+    from mup_tune.findings.basins import Basins
     from mup_tune.report.page import write
+    from mup_tune.report.parts.basins import leading
+    from mup_tune.report.words import result_of, summary
     from mup_tune.run.tables import load_run
 
     write(load_run(folder), folder / "report.html")
-    verdict = leading(finding.basins).verdict
+    result = result_of(finding, Basins)
+    verdict = leading(result.basins).verdict
     if json:
-        kept = finding.model_dump(mode="json", include={"basins", "comparisons", "summary"})
-        print_json({"verdict": verdict, "run": str(folder), **kept})
+        kept = result.model_dump(mode="json", include={"basins", "comparisons"})
+        print_json({"verdict": verdict, "run": str(folder), **kept, "summary": summary(finding)})
     else:
-        _print(finding, folder)
+        rows = [row for basin in result.basins for row in _rows(basin)]
+        print_rows(rows, finding.title, "optimum, drift: log2; regret, loss: nats/token; 95 % CIs in brackets")
+        for sentence in summary(finding):
+            console.print(sentence, highlight=False, markup=False)
+        console.print(f"Report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(EXIT[verdict])
 
 
@@ -141,28 +150,21 @@ def _offsets(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def _print(finding: Finding, folder: Path) -> None:
-    rows = [row for basin in finding.basins for row in _rows(basin)]
-    print_rows(rows, finding.title, "optimum, drift: log2; regret, loss: nats/token; 95 % CIs in brackets")
-    for sentence in finding.summary:
-        console.print(sentence, highlight=False, markup=False)
-    console.print(f"Report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
-
-
 def _rows(basin: Basin) -> list[dict[str, Any]]:
-    from mup_tune.report.basins import table
+    from mup_tune.report.figures.basins import best_loss, optimum
+    from mup_tune.report.parts.basins import note
 
     return [
         {
             "param": basin.param,
-            "size": row.size.label,
-            f"log2 {basin.hp}": _spoken(row.optimum, 2),
-            "drift": _spoken(row.size.drift, 2),
-            "regret": _spoken(row.size.regret, 4),
-            "best loss": row.loss,
-            "note": row.size.note,
+            "size": size.label,
+            f"log2 {basin.hp}": _spoken(optimum(size), 2),
+            "drift": _spoken(size.drift, 2),
+            "regret": _spoken(size.regret, 4),
+            "best loss": best_loss(size),
+            "note": note(size),
         }
-        for row in table(basin)
+        for size in basin.sizes
     ]
 
 

@@ -44,6 +44,7 @@ def sweep(
     target = loaded.header.target or "falcon-h1-0.5b"
 
     from mup_tune.cli.live import Display
+    from mup_tune.report.words import summary
     from mup_tune.search.execute import execute, open_sweep
 
     try:
@@ -52,7 +53,7 @@ def sweep(
                 findings = execute(loaded, folder, walk, executor, address, lanes, on_event)
             for finding in findings:
                 console.print(f"[bold]{finding.stage}[/] {finding.title}", highlight=False)
-                for sentence in finding.summary:
+                for sentence in summary(finding):
                     console.print(f"  {sentence}", highlight=False, markup=False)
             console.print(
                 f"Tuned settings: {folder.path / 'settings' / 'incumbent.yaml'}. "
@@ -70,6 +71,7 @@ def status(
     json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
     """Where a run stands: stages, trials, the best loss, and whether a driver is at work."""
+    from mup_tune.report.words import summary
     from mup_tune.run.folder import RunFolder
     from mup_tune.run.journal import Journal
 
@@ -89,7 +91,7 @@ def status(
                 "stage": stage,
                 "state": "concluded" if stage in findings else "running",
                 "trials": journal.trial_count(stage),
-                "summary": " ".join(findings[stage].summary) if stage in findings else "",
+                "summary": " ".join(summary(findings[stage])) if stage in findings else "",
             }
             for stage in stages
         ],

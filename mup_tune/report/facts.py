@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mup_tune.report import formats
-from mup_tune.report.figures import Curve
+from mup_tune.report.figures.curves import Curve
 from mup_tune.run.tables import RunView
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape

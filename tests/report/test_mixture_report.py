@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic_run import COMPARISONS, full_run
+from synthetic_run import COMPARISONS, confirmation, full_run
 
-from mup_tune.findings import Interval
 from mup_tune.report.facts import what_was_run
 from mup_tune.report.page import write
 from mup_tune.run.tables import RunView, load_run
 from mup_tune.shape import load_shape
+from mup_tune.stats import Interval
 
 SOURCES = [
     {
@@ -63,14 +63,12 @@ def test_vocabularies_are_told_where_they_differ(run: RunView) -> None:
 
 def test_the_table_shows_the_gain_on_each_source(run: RunView, tmp_path: Path) -> None:
     gains = {
-        "wiki": Interval(value=0.06, low=0.05, high=0.07),
-        "code": Interval(value=-0.01, low=-0.015, high=-0.005),
-        "maths": Interval(value=0.001, low=-0.002, high=0.004),
+        "wiki": Interval(0.06, 0.05, 0.07),
+        "code": Interval(-0.01, -0.015, -0.005),
+        "maths": Interval(0.001, -0.002, 0.004),
     }
     *others, last = run.findings
-    split = last.model_copy(
-        update={"comparisons": (COMPARISONS[0].model_copy(update={"by_source": gains}), *COMPARISONS[1:])}
-    )
+    split = confirmation((COMPARISONS[0].model_copy(update={"by_source": gains}), *COMPARISONS[1:]), last.before)
     write(replace(mixed(run), findings=(*others, split)), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     rows = [re.sub(r"<[^>]+>|\s+", " ", row) for row in re.findall(r"<tr>.*?</tr>", page, re.S) if "alone" in row]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from math import log2
 
-from mup_tune.report.figures import learning_curves
+from markupsafe import Markup
+
+from mup_tune.report.figures.curves import learning_curves
 from mup_tune.settings import Settings
 from mup_tune.train.schedule import schedule_table
 from mup_tune.trial import Budget
 
 
-def schedule_figure(budget: Budget, settings: Settings, name: str = "schedule") -> str:
+def schedule_figure(budget: Budget, settings: Settings, name: str = "schedule") -> Markup:
     """SVG of log2(value ÷ tuned value) for the four; 0 where a step trains on the tuned value itself."""
     rows = schedule_table(budget, settings)
     tokens = [(row.step + 1) * budget.batch_tokens for row in rows]

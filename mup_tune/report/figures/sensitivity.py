@@ -6,17 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from mup_tune.findings import Finding, Fit
+from mup_tune.findings import AxisFinding
 from mup_tune.report import formats
-from mup_tune.report.figures import BLUE, PAPER, SOFT, STYLE, svg
-from mup_tune.report.html import environment
+from mup_tune.report.figures.style import BLUE, PAPER, SOFT, drawing, svg
+from mup_tune.report.html import rendered
+from mup_tune.stats import Parabola
 
 WIDTH, LINE = 400, 15  # of the figure, and of one of its rows, in points
 DECADE = 10.0  # curvatures that span more than this are drawn on a log scale
@@ -27,11 +26,11 @@ class Sensitivity:
     """One axis and the fit its curvature is from; ``shown``: the CI lies above 0."""
 
     axis: str
-    fit: Fit
+    fit: Parabola
 
     @property
     def shown(self) -> bool:
-        return self.fit.curvature.low > 0
+        return self.fit.curvature.above_0
 
     @property
     def mnat(self) -> tuple[float, float, float]:
@@ -40,38 +39,33 @@ class Sensitivity:
         return 1e3 * curvature.low, 1e3 * curvature.value, 1e3 * curvature.high
 
 
-def section(finding: Finding, anchor: str) -> str:
-    """The figure and how to read it, as HTML; empty for findings with fewer than two fitted axes."""
-    rows = ranked(finding)
+def section(swept: Sequence[AxisFinding], anchor: str) -> str:
+    """The figure and how to read it, as HTML; empty where fewer than two axes have a fit."""
+    rows = ranked(swept)
     if len(rows) < 2:
         return ""
-    fitted, swept = {row.axis for row in rows}, [axis.axis for axis in finding.axes if axis.points]
-    top = rows[0] if rows[0].shown else None
-    return (
-        environment()
-        .get_template("sensitivity.html")
-        .render(
-            figure=Markup(figure(rows, f"{anchor}-sensitivity")),
-            top=top,
-            cost=_number(top.mnat[1] / 2) if top else "",
-            hidden=any(not row.shown for row in rows),
-            robust=any(row.fit.robust for row in rows),
-            unfitted=[axis for axis in dict.fromkeys(swept) if axis not in fitted],
-        )
+    fitted, top = {row.axis for row in rows}, rows[0] if rows[0].shown else None
+    return rendered(
+        "sensitivity.html",
+        figure=sensitivity_figure(rows, f"{anchor}-sensitivity"),
+        top=top,
+        cost=_number(top.mnat[1] / 2) if top else "",
+        hidden=any(not row.shown for row in rows),
+        robust=any(row.fit.robust for row in rows),
+        unfitted=[name for name in dict.fromkeys(axis.axis for axis in swept if axis.points) if name not in fitted],
     )
 
 
-def ranked(finding: Finding) -> list[Sensitivity]:
+def ranked(swept: Sequence[AxisFinding]) -> list[Sensitivity]:
     """Axes with a fit, of the last pass that has one: shown curvatures first, largest first."""
-    last = {axis.axis: Sensitivity(axis.axis, axis.fit) for axis in finding.axes if axis.fit is not None}
+    last = {axis.axis: Sensitivity(axis.axis, axis.fit) for axis in swept if axis.fit is not None}
     return sorted(last.values(), key=lambda row: (not row.shown, -row.fit.curvature.value))
 
 
-def figure(rows: Sequence[Sensitivity], name: str) -> str:
+def sensitivity_figure(rows: Sequence[Sensitivity], name: str) -> Markup:
     """Dot and 95 % CI per axis; hollow where the CI reaches 0. Logarithmic where the values span decades."""
-    with matplotlib.rc_context(STYLE):
-        drawing = Figure(figsize=(WIDTH / 72, (46 + LINE * len(rows)) / 72), layout="constrained")
-        axes = drawing.add_subplot()
+    with drawing(WIDTH, 46 + LINE * len(rows)) as figure:
+        axes = figure.add_subplot()
         _scale(axes, rows)
         left, right = axes.get_xlim()
         for y, row in enumerate(rows):
@@ -92,7 +86,7 @@ def figure(rows: Sequence[Sensitivity], name: str) -> str:
         axes.set_axisbelow(True)
         axes.set_xlabel("curvature (mnat/token per (log2)²)")
         told = ", ".join(f"{row.axis} {_number(row.mnat[1])}" for row in rows)
-        return svg(drawing, name, f"Curvature of the loss along each axis, mnat/token per (log2)²: {told}")
+        return svg(figure, name, f"Curvature of the loss along each axis, mnat/token per (log2)²: {told}")
 
 
 def _scale(axes: Axes, rows: Sequence[Sensitivity]) -> None:

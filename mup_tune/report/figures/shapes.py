@@ -1,12 +1,11 @@
-"""How a comparison of Shapes reads on the page: loss against throughput with its front, a grid of ratios, a table."""
+"""Shapes at equal parameters: loss against throughput with its front, and a grid of ratios."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import matplotlib
-import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,10 +13,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
-from mup_tune.findings import Finding, ShapePoint
-from mup_tune.report.figures import BLUE, GREEN, INK, OFF_SCALE, PAPER, RED, SOFT, STYLE, svg
+from mup_tune.findings.shapes import ShapePoint
+from mup_tune.report.figures.style import BLUE, GREEN, INK, PAPER, RED, SOFT, crosses, drawing, svg
+from mup_tune.report.figures.values import highest_shown, padded
 from mup_tune.report.formats import si, signed
-from mup_tune.report.html import environment
+from mup_tune.stats import mean
 
 ORDERS = {"SA_M": (BLUE, "o"), "SAM": (RED, "s"), "S_A_M": (GREEN, "^")}
 WIDTH, HEIGHT = 400, 280  # of the figure of losses, in points
@@ -26,34 +26,9 @@ CELL = 40  # points, of the grid of ratios
 PLACES = ((8, 0, "left", "center"), (-8, 0, "right", "center"), (0, 8, "center", "bottom"), (0, -8, "center", "top"))
 
 
-def section(finding: Finding, anchor: str) -> str:
-    """The comparison of Shapes of a stage as HTML, "" where it has none; its first Shape is the proxy."""
-    points = finding.shapes
-    if not points:
-        return ""
-    return (
-        environment()
-        .get_template("shapes.html")
-        .render(
-            title=finding.title,
-            points=by_loss(points),
-            proxy=points[0],
-            means=[mean(point) for point in by_loss(points)],
-            tradeoff=Markup(tradeoff(points, f"{anchor}-tradeoff")),
-            grids=Markup(ratio_grids(points, f"{anchor}-ratios")) if is_plane(points) else None,
-        )
-    )
-
-
-def mean(point: ShapePoint) -> float | None:
-    """Mean loss over seeds; None where one of them diverged."""
-    ended = [each for each in point.losses.values() if each is not None]
-    return float(np.mean(ended)) if ended and len(ended) == len(point.losses) else None
-
-
 def by_loss(points: Sequence[ShapePoint]) -> list[ShapePoint]:
     """Lowest mean loss first, diverged Shapes last."""
-    return sorted(points, key=lambda point: math.inf if (loss := mean(point)) is None else loss)
+    return sorted(points, key=lambda point: math.inf if (loss := mean(point.losses)) is None else loss)
 
 
 def orders(points: Sequence[ShapePoint]) -> list[str]:
@@ -62,10 +37,9 @@ def orders(points: Sequence[ShapePoint]) -> list[str]:
     return [order for order in ORDERS if order in there]
 
 
-def tradeoff(points: Sequence[ShapePoint], name: str) -> str:
+def tradeoff(points: Sequence[ShapePoint], name: str) -> Markup:
     """Loss against tokens/s: bars are the CIs of the difference to the proxy, the line is the front."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained")
+    with drawing(WIDTH, HEIGHT) as figure:
         axes = figure.add_subplot()
         low, high = _limits(points)
         axes.set_ylim(low, high)
@@ -90,32 +64,33 @@ def tradeoff(points: Sequence[ShapePoint], name: str) -> str:
 
 def _limits(points: Sequence[ShapePoint]) -> tuple[float, float]:
     """y range that keeps the differences readable: a Shape far above the others is marked at the top edge."""
-    means = [loss for point in points if (loss := mean(point)) is not None]
+    means = [(point, loss) for point in points if (loss := mean(point.losses)) is not None]
     if not means:
         return 0.0, 1.0
-    typical = float(np.median([each - min(means) for each in means if each > min(means)] or [0.1]))
-    shown = [point for point in points if (at := mean(point)) is not None and at - min(means) <= OFF_SCALE * typical]
-    ends = [end for point in shown for end in _bar(point, points[0])] + [each for p in shown if (each := mean(p))]
-    pad = max(max(ends) - min(ends), 1e-3)
-    return min(ends) - 0.08 * pad, max(ends) + (0.12 + 0.1 * (len(shown) < len(points))) * pad
+    top = highest_shown([loss for _, loss in means])
+    shown = [(point, loss) for point, loss in means if loss <= top]
+    ends = [end for point, loss in shown for end in (*_bar(point, points[0]), loss)]
+    return padded(min(ends), max(ends), above=0.12 + 0.1 * (len(shown) < len(points)))
 
 
 def _bar(point: ShapePoint, proxy: ShapePoint) -> list[float]:
-    """The ends of the CI of the paired difference to the proxy, laid at the proxy's loss; none at the proxy."""
-    reference = mean(proxy)
+    """The ends of the CI of the paired difference, laid at the proxy's loss; none at the proxy."""
+    reference = mean(proxy.losses)
     if point.gain is None or reference is None:
         return []
     return [reference - point.gain.high, reference - point.gain.low]
 
 
 def _draw(axes: Axes, point: ShapePoint, proxy: ShapePoint, high: float) -> tuple[float, float]:
-    """One Shape, and where it is: filled on the front, ringed the proxy, at the top edge what is off the scale."""
+    """One Shape, and where it is: filled on the front, ringed the proxy, at the top what is off the scale."""
     colour, marker = ORDERS[point.shape.block_order]
-    x, y = point.tokens_per_s, mean(point)
-    if y is None or y > high:
-        ink, mark = (RED, "x") if y is None else (colour, "$↑$")
-        edge = 1.6 if y is None else 0.4
-        axes.plot([x], [high], marker=mark, color=ink, markersize=7, markeredgewidth=edge, linestyle="", clip_on=False)
+    x, y = point.tokens_per_s, mean(point.losses)
+    if y is None:
+        crosses(axes, [x], high, 7, 1.6, clip_on=False)
+        return x, high
+    if y > high:
+        style: dict[str, Any] = {"marker": "$↑$", "markersize": 7, "markeredgewidth": 0.4, "linestyle": ""}
+        axes.plot([x], [high], color=colour, clip_on=False, **style)
         return x, high
     if bar := _bar(point, proxy):
         axes.plot([x, x], bar, color=colour, linewidth=1.1, alpha=0.6)
@@ -128,14 +103,14 @@ def _draw(axes: Axes, point: ShapePoint, proxy: ShapePoint, high: float) -> tupl
 
 def _draw_front(axes: Axes, points: Sequence[ShapePoint]) -> None:
     """The lowest loss that is to be had at a speed or above it."""
-    best = sorted((point.tokens_per_s, mean(point) or 0.0) for point in points if point.on_front)
+    best = sorted((point.tokens_per_s, mean(point.losses) or 0.0) for point in points if point.on_front)
     if best:
         xs, ys = zip((axes.get_xlim()[0], best[0][1]), *best, (best[-1][0], axes.get_ylim()[1]), strict=True)
         axes.step(xs, ys, where="pre", color=SOFT, linewidth=1.0, linestyle=(0, (4, 2)), zorder=1)
 
 
 def _label(figure: Figure, axes: Axes, spots: Sequence[tuple[ShapePoint, tuple[float, float]]]) -> None:
-    """A label beside each point, the lowest losses first; one that would cover another thing is left to the table."""
+    """A label beside each point, lowest losses first; one that would cover a thing is left to the table."""
     figure.draw_without_rendering()  # the layout decides where the points are
     backed = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.4}  # the front may pass behind a label
     centres = [axes.transData.transform(at) for _, at in spots]
@@ -171,18 +146,17 @@ def is_plane(points: Sequence[ShapePoint]) -> bool:
     return len(parts) > 3 and all(len(set(side)) > 1 for side in zip(*parts, strict=True))
 
 
-def ratio_grids(points: Sequence[ShapePoint], name: str) -> str:
-    """A grid a block order: eighths of attention across, of SSM up, in each cell the loss above the lowest one."""
-    cells = [(point.shape.block_order, _parts(point), mean(point)) for point in points if point.channels]
+def ratio_grids(points: Sequence[ShapePoint], name: str) -> Markup:
+    """A grid a block order: eighths of attention across, of SSM up, in cells the loss above the lowest."""
+    cells = [(point.shape.block_order, _parts(point), mean(point.losses)) for point in points if point.channels]
     losses = sorted(loss for _, _, loss in cells if loss is not None)
     floor = losses[0] if losses else 0.0
     scale = 2 * (losses[len(losses) // 2] - floor) if losses else 1.0
     ssm, attention = ([parts[side] for _, parts, _ in cells] for side in (0, 1))
     columns, rows = range(min(attention), max(attention) + 1), range(min(ssm), max(ssm) + 1)
     there = orders(points)
-    with matplotlib.rc_context(STYLE):
-        width = max(WIDTH, len(there) * (CELL * len(columns) + 20) + 50)  # a small grid is not blown up to the page's
-        figure = Figure(figsize=(width / 72, (CELL * len(rows) + 76) / 72), layout="constrained")
+    width = max(WIDTH, len(there) * (CELL * len(columns) + 20) + 50)  # a small grid is not blown up to the page's
+    with drawing(width, CELL * len(rows) + 76) as figure:
         all_axes = figure.subplots(1, len(there), sharey=True, squeeze=False)[0]
         for axes, order in zip(all_axes, there, strict=True):
             axes.set_title(order, fontsize=9.5, loc="left")

@@ -1,102 +1,33 @@
-"""Figures as inline SVG: pure functions from data to a string.
-
-Inks are CSS variables of the page (``--c1`` …) and ``currentColor``, so one figure reads on light and on
-dark; text stays text. Nothing is told by colour alone: seeds, means, fits and optima differ in shape as well.
-"""
+"""A swept axis as a panel, and gains as intervals."""
 
 from __future__ import annotations
 
-import html
-import io
-import math
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
-from mup_tune.findings import AxisFinding, Interval
+from mup_tune.findings import AxisFinding
+from mup_tune.report.figures.style import BLUE, GREEN, INK, LINE, PAPER, RED, SOFT, drawing, svg
+from mup_tune.report.figures.values import differences, ended, highest_shown, standard_error
 from mup_tune.report.formats import mnat, si
-
-# Stand-in colours that matplotlib writes into the SVG, and what the page paints instead.
-INK, SOFT, BLUE, RED, GREEN, PURPLE, PAPER = (f"#{number:02x}0b0c" for number in range(1, 8))
-PAINT = {
-    INK: "currentColor",
-    SOFT: "var(--soft, #8a8f98)",
-    BLUE: "var(--c1, #0072b2)",
-    RED: "var(--c2, #d55e00)",
-    GREEN: "var(--c3, #009e73)",
-    PURPLE: "var(--c4, #cc79a7)",
-    PAPER: "var(--paper, #ffffff)",
-}
-LINES = ((BLUE, "-"), (RED, "--"), (GREEN, "-."), (PURPLE, ":"))
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mup-tune",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.fontsize": 9,
-    "axes.unicode_minus": True,
-    "axes.edgecolor": SOFT,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "path.simplify": True,
-}
-LINE = 10  # points between stacked labels
-OFF_SCALE = 12.0  # a mean this many times the typical distance from the best is pinned to the top edge, with its value
+from mup_tune.stats import Interval
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One row of :func:`intervals`; ``strong`` rows have a CI that excludes 0. ``interval`` is in nats/token."""
+    """One row of :func:`intervals`, in nats/token; ``strong`` rows have a CI that excludes 0."""
 
     label: str
     interval: Interval
 
     @property
     def strong(self) -> bool:
-        return self.interval.low > 0 or self.interval.high < 0
-
-
-def svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an HTML-ready ``<svg>``: no prolog, no fixed size, ids made unique by ``name``."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    head, body = text.split(">", 1)
-    box = re.search(r'viewBox="([^"]+)"', head)
-    prefix = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-    body = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', body)
-    body = re.sub(r"url\(#", f"url(#{prefix}-", body)
-    body = re.sub(r'xlink:href="#', f'href="#{prefix}-', body)
-    for colour, paint in PAINT.items():
-        body = body.replace(colour, paint)
-    label = html.escape(description, quote=True)
-    return f'<svg viewBox="{box.group(1) if box else "0 0 1 1"}" role="img" aria-label="{label}">{body.strip()}'
-
-
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of ``width`` × ``height`` points."""
-    figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
-    return figure, figure.add_subplot()
+        return self.interval.above_0 or self.interval.below_0
 
 
 def paired(axis: AxisFinding) -> tuple[list[float], list[dict[int, float]], float | None]:
@@ -106,35 +37,25 @@ def paired(axis: AxisFinding) -> tuple[list[float], list[dict[int, float]], floa
     relative to the lowest mean, and the centre is None.
     """
     points = sorted(axis.points, key=lambda point: point.offset)
-    centre = next((point.losses for point in points if abs(point.offset) < 1e-9), {})
-    base = {seed: loss for seed, loss in centre.items() if loss is not None}
-    finite = [{seed: loss for seed, loss in point.losses.items() if loss is not None} for point in points]
+    offsets = [point.offset for point in points]
+    base = ended(next((point.losses for point in points if abs(point.offset) < 1e-9), {}))
     if base:
-        rows = [{seed: loss - base[seed] for seed, loss in row.items() if seed in base} for row in finite]
-        return [point.offset for point in points], rows, float(np.mean(list(base.values())))
-    means = [float(np.mean(list(row.values()))) for row in finite if row]
-    lowest = min(means, default=0.0)
-    rows = [{seed: loss - lowest for seed, loss in row.items()} for row in finite]
-    return [point.offset for point in points], rows, None
+        return offsets, [ended(row) for row in differences(points, base)], float(np.mean(list(base.values())))
+    rows = [ended(point.losses) for point in points]
+    lowest = min((float(np.mean(list(row.values()))) for row in rows if row), default=0.0)
+    return offsets, [{seed: loss - lowest for seed, loss in row.items()} for row in rows], None
 
 
-def _top_edge(means: Sequence[float]) -> float:
-    """Highest mean that keeps the neighbourhood of the optimum readable, in millinats."""
-    low = min(means)
-    typical = float(np.median([mean - low for mean in means if mean > low] or [1.0]))
-    return max(mean for mean in means if mean - low <= OFF_SCALE * typical)
-
-
-def axis_panel(axis: AxisFinding, name: str) -> str:
-    """Loss difference against log2 offset from the incumbent: seeds, mean ± SE, fit, optimum with CI, divergence."""
+def axis_panel(axis: AxisFinding, name: str) -> Markup:
+    """Loss − centre against the log2 offset: seeds, mean ± SE, fit, optimum with CI, divergence."""
     offsets, rows, centre = paired(axis)
     seen = [(x, [1e3 * loss for loss in row.values()]) for x, row in zip(offsets, rows, strict=True) if row]
     means = {x: float(np.mean(losses)) for x, losses in seen}
-    top = _top_edge(list(means.values())) if seen else 0.0
+    top = highest_shown(list(means.values())) if seen else 0.0
     shown = [(x, losses) for x, losses in seen if means[x] <= top]
     marks = _edge_marks(axis, means, top)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(252, 186)
+    with drawing(252, 186) as figure:
+        axes = figure.add_subplot()
         low, high = _limits([losses for _, losses in shown], marks)
         axes.set_ylim(low, high)
         span = max(offsets) - min(offsets) if len(offsets) > 1 else 1.0
@@ -160,7 +81,7 @@ def axis_panel(axis: AxisFinding, name: str) -> str:
 
 @dataclass(frozen=True)
 class EdgeMark:
-    """A mark at the top edge: diverged seeds ("2/3"), a mean far above the panel, or both; ``line`` stacks labels."""
+    """A mark at the top edge: diverged seeds ("2/3"), a mean far above, or both; ``line`` stacks labels."""
 
     x: float
     text: str
@@ -169,7 +90,7 @@ class EdgeMark:
 
 
 def _edge_marks(axis: AxisFinding, means: Mapping[float, float], top: float) -> list[EdgeMark]:
-    """Labels of close neighbours step down a line each, so that they do not overlap. ``means`` are in millinats."""
+    """Labels of close neighbours step down, so that they do not overlap. ``means`` are in millinats."""
     points = sorted(axis.points, key=lambda point: point.offset)
     near = 0.2 * (points[-1].offset - points[0].offset)
     marks: list[EdgeMark] = []
@@ -199,8 +120,7 @@ def _draw_point(axes: Axes, x: float, losses: list[float]) -> None:
     mean = float(np.mean(losses))
     if len(losses) > 1:
         axes.plot([x] * len(losses), losses, "o", color=BLUE, markersize=3, alpha=0.4, markeredgewidth=0)
-        error = float(np.std(losses, ddof=1)) / math.sqrt(len(losses))
-        axes.errorbar([x], [mean], [error], color=BLUE, capsize=2.5, elinewidth=1.1)
+        axes.errorbar([x], [mean], [standard_error(losses) or 0.0], color=BLUE, capsize=2.5, elinewidth=1.1)
     shape, size, face = ("s", 7, "none") if abs(x) < 1e-9 else ("o", 5, BLUE)
     axes.plot([x], [mean], shape, markersize=size, markerfacecolor=face, markeredgecolor=BLUE, markeredgewidth=1.4)
 
@@ -239,12 +159,12 @@ def _describe(axis: AxisFinding) -> str:
     return f"{axis.axis}: loss against log2 offset, {len(axis.points)} grid points{found}{lost}; {axis.decision}"
 
 
-def intervals(bars: Sequence[Bar], name: str, description: str, label: str = "gain (mnat/token)") -> str:
-    """Dot and 95 % interval per row, in millinats; a filled dot where the interval excludes 0, else a hollow one."""
+def intervals(bars: Sequence[Bar], name: str, description: str, label: str = "gain (mnat/token)") -> Markup:
+    """Dot and 95 % interval per row, in millinats; the dot is filled where the interval excludes 0."""
     names = [textwrap.fill(bar.label, 24, break_long_words=True) for bar in bars]
     lines = sum(1 + text.count("\n") for text in names)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(330, 44 + 6 * len(bars) + 12 * lines)
+    with drawing(330, 44 + 6 * len(bars) + 12 * lines) as figure:
+        axes = figure.add_subplot()
         axes.axvline(0, color=INK, linewidth=0.8, alpha=0.7)
         for y, bar in enumerate(bars):
             low, mid, high = (1e3 * each for each in (bar.interval.low, bar.interval.value, bar.interval.high))
@@ -262,28 +182,3 @@ def intervals(bars: Sequence[Bar], name: str, description: str, label: str = "ga
         axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         return svg(figure, name, description)
-
-
-Curve = tuple[Sequence[float], Sequence[float]]  # tokens, value
-
-
-def learning_curves(curves: Mapping[str, Curve], name: str, label: str, first_line: int, zero: bool) -> str:
-    """One line per named curve over tokens of one member (log scale); four are told apart, the rest left out.
-
-    ``first_line`` is the place of the first curve's ink, so that a name keeps its line from figure to figure;
-    ``zero`` draws the line at 0 that differences are read against.
-    """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(330, 230)
-        for (title, (tokens, values)), (colour, dash) in zip(curves.items(), LINES[first_line:], strict=False):
-            axes.plot(tokens, values, color=colour, linestyle=dash, linewidth=1.5, label=textwrap.shorten(title, 34))
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: si(x)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        if zero:
-            axes.axhline(0, color=SOFT, linewidth=0.7, zorder=0)
-        axes.set_xlabel("tokens per member (log scale)")
-        axes.set_ylabel(label)
-        figure.legend(frameon=False, loc="outside upper left", ncols=2, handlelength=2.6)
-        return svg(figure, name, f"{label} over tokens: {', '.join(curves)}")
