@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import log2
 
 from mup_tune.report.figures import learning_curves
+from mup_tune.schedule import schedule_table
 from mup_tune.settings import Settings
-from mup_tune.train.schedule import schedule_table
 from mup_tune.trial import Budget
 
 

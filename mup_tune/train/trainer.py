@@ -15,7 +15,6 @@ import torch
 from mup_tune.data.batches import Batch
 from mup_tune.data.mixture import Mixture
 from mup_tune.roles import role_table
-from mup_tune.train.schedule import Schedule
 from mup_tune.train.step import Steps
 from mup_tune.train.validation import Validation, to_device, validate
 from mup_tune.trial import Pack, PackResult, Trial, TrialResult
@@ -79,7 +78,6 @@ class PackTraining:
         self.shape, self.budget = trials[0].shape, trials[0].budget
         if any(trial.shape != self.shape or trial.budget != self.budget for trial in trials):
             raise ValueError("members of a pack share one Shape and one Budget")
-        self.schedule = Schedule.of(self.budget)
         self.stepper = (steps or Steps(device.name)).of(self.shape, len(trials), self.budget)
         tables = [role_table(self.shape, trial.settings) for trial in trials]
         self.stepper.load(tables, [trial.seed for trial in trials])
@@ -109,8 +107,8 @@ class PackTraining:
         stepper = self.stepper
         if (largest := int(batch.tokens_BT.max())) >= self.shape.vocab_size:  # kernels would read another member's row
             raise ValueError(f"token {largest} lies outside the Shape's vocabulary of {self.shape.vocab_size}")
-        eta, lam = self.schedule.eta_factor(step), self.schedule.lam_factor(step)
-        stepper.step(*to_device(batch, self.device.name), eta, lam)
+        factors = self.budget.eta_factor(step), self.budget.lam_factor(step)
+        stepper.step(*to_device(batch, self.device.name), *factors)
         self.loss_SP[step], self.norm_SP[step] = stepper.loss_P, stepper.norm_P
         self.clipped_SP[step], self.alive_SP[step] = stepper.clipped_P, stepper.alive_P
 
@@ -153,5 +151,5 @@ class PackTraining:
                 columns["tokens"].append(stop * budget.batch_tokens)
                 for key, values in (("loss", loss_SP), ("grad_norm", norm_SP), ("clipped", clipped_SP)):
                     columns[key].append(float(values[start:stop, member].mean()))
-                columns["eta"].append(trial.settings.eta * self.schedule.eta_factor(stop - 1))
+                columns["eta"].append(trial.settings.eta * budget.eta_factor(stop - 1))
         return columns
