@@ -29,8 +29,8 @@ POWER = -0.25
 class Schedule(FrozenModel):
     """Factors on the peak η and on λ at every 0-based step.
 
-    All sizes are tokens; a last partial batch is dropped. ``lr_decay_to`` is the fraction of the peak that the
-    exponential decay ends at. ``power_onset_tokens`` switches on the power schedule, null leaves it off.
+    All sizes are tokens; a last partial batch is dropped. ``lr_decay_to`` is the fraction of the peak that
+    the exponential decay ends at. ``power_onset_tokens`` switches on the power schedule, null leaves it off.
     """
 
     batch_tokens: Positive
@@ -87,5 +87,5 @@ def schedule_table(schedule: Schedule, settings: Settings) -> list[ScheduleRow]:
 
 
 def batch_lr_factor(batch_tokens: int, reference: int) -> float:
-    """√(b/b_ref): the factor on every η at another batch; λ stays (arXiv 2507.22448). Both in tokens a step."""
+    """√(b/b_ref), the factor on every η at another batch; λ stays (arXiv 2507.22448). In tokens a step."""
     return sqrt(batch_tokens / reference)

@@ -101,8 +101,10 @@ def _on_rows(model: LanguageModel, source: Source, budget: Budget, rows: int, de
     return torch.cat(nll, dim=1)[:, :rows], torch.cat(counts)[:rows]
 
 
-def _at_length(model: LanguageModel, source: Source, budget: Budget, factor: int, longest_rows: int, device: str) -> Tensor:
-    """Mean loss per target [P] of ``longest_rows`` rows of the largest length, cut to ``factor`` · seq_len each."""
+def _at_length(
+    model: LanguageModel, source: Source, budget: Budget, factor: int, longest_rows: int, device: str
+) -> Tensor:
+    """Mean loss per target [P] of the ``longest_rows`` longest rows, each cut to ``factor`` · seq_len."""
     length, longest = factor * budget.seq_len, max(budget.val_lengths) * budget.seq_len
     batches = Batches(source.corpus, "val", longest, 1, VALIDATION_SEED)
     # About as many tokens at once as in training, which also holds gradients.

@@ -23,7 +23,7 @@ from mup_tune.roles import RoleTable, role_table
 from mup_tune.schedule import Schedule
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
-from mup_tune.train.step import new_population
+from mup_tune.train.population import new_population
 from mup_tune.transfer import Transfer
 from mup_tune.trial import Budget
 
