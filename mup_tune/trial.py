@@ -17,13 +17,13 @@ from mup_tune.shape import NonNegative, Positive, Shape
 IGNORED_TARGET = -100  # among the ids that a batch asks for: not predicted
 
 
-class _Row(FrozenModel):
+class _RowLength(FrozenModel):
     """A base of its own, so that files and messages name ``seq_len`` before the schedule's sizes."""
 
     seq_len: Positive
 
 
-class Budget(Schedule, _Row):
+class Budget(Schedule, _RowLength):
     """How long, on how much and in which order a trial trains. Everything is counted in tokens of one member.
 
     ``val_lengths`` adds validation at these multiples of ``seq_len``, on one text cut into rows of each

@@ -1,4 +1,4 @@
-"""The mailbox between the driver and its lanes on Ray. Without Ray Tune and torch its process starts fast."""
+"""The mailbox between the driver and its lanes on Ray. It imports no Ray Tune and no torch, to start fast."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def population_size(calibration: Calibration, n_trials: int, lanes: int) -> int:
 
 
 def split(trials: tuple[Trial, ...], size: int) -> list[tuple[Trial, ...]]:
-    """Cut ``trials`` in order into as few groups of at most ``size`` as possible, of nearly equal sizes."""
+    """Cut ``trials`` in order into as few groups of at most ``size`` as can be; sizes differ by at most 1."""
     if not trials:
         return []
     groups = ceil(len(trials) / size)

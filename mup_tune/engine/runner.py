@@ -36,10 +36,10 @@ class TrainingRunner:
     hash: str
 
     def __call__(self, lane: str) -> Runner:
-        return _Lane(lane, self.data, self.hash)
+        return _LaneRunner(lane, self.data, self.hash)
 
 
-class _Lane:
+class _LaneRunner:
     def __init__(self, lane: str, data: tuple[Data, ...], expected: str) -> None:
         import torch
 

@@ -111,7 +111,7 @@ class FusedStep:
             self._graph.replay()
 
     def nll(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """Summed negative log likelihood of every member on every row, in nats [P, B]; any length of row."""
+        """Summed negative log likelihood of every member on every row, in nats: [P, B], at any length."""
         return self.fused.nll(tokens_BT, targets_BT, documents_BT)
 
     def _run(self) -> None:

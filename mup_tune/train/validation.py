@@ -104,7 +104,7 @@ def _on_rows(model: LanguageModel, source: Source, budget: Budget, rows: int, de
 def _at_length(
     model: LanguageModel, source: Source, budget: Budget, factor: int, longest_rows: int, device: str
 ) -> Tensor:
-    """Mean loss per target [P] of the ``longest_rows`` longest rows, each cut to ``factor`` · seq_len."""
+    """Mean loss per target [P] on ``longest_rows`` rows of the largest length, cut into rows of this one."""
     length, longest = factor * budget.seq_len, max(budget.val_lengths) * budget.seq_len
     batches = Batches(source.corpus, "val", longest, 1, VALIDATION_SEED)
     # About as many tokens at once as in training, which also holds gradients.

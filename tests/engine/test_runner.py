@@ -71,7 +71,7 @@ def test_a_lane_refuses_data_that_is_not_the_runs(tmp_path: Path) -> None:
 def test_a_device_whose_memory_runs_out_is_one_size_too_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
-    """Calibration holds one population at a time, and stops where none fits; a pack is to be split."""
+    """Calibration holds one population at a time and stops at the first too large; a pack is to be split."""
     data = (Data(corpus=str(corpus(tmp_path, "prose", "once"))),)
     built: list[weakref.ref[TorchStep]] = []
 
