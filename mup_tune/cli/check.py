@@ -106,7 +106,7 @@ def _traces(
     from rich.progress import track
 
     from mup_tune.checks.coordinate import table_for, trace_in_parts
-    from mup_tune.data.corpus import open_corpus
+    from mup_tune.data.stdlib import open_corpus
 
     opened, device = open_corpus(corpus), "cuda" if torch.cuda.is_available() else "cpu"
     if opened.vocab_size > shapes[0].vocab_size:

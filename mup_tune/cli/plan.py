@@ -96,8 +96,8 @@ def corpora(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _prepared(name: str) -> Corpus | None:
-    from mup_tune.data.corpus import CORPUS_FILE, DEFAULT_CORPUS, Corpus
-    from mup_tune.data.stdlib import default_folder
+    from mup_tune.data.corpus import CORPUS_FILE, Corpus
+    from mup_tune.data.stdlib import DEFAULT_CORPUS, default_folder
 
     folder = default_folder()[0] if name == DEFAULT_CORPUS else Path(name)
     return Corpus.open(folder) if (folder / CORPUS_FILE).is_file() else None
@@ -105,7 +105,7 @@ def _prepared(name: str) -> Corpus | None:
 
 def _notes(plan: Plan, facts: dict[str, Any]) -> list[str]:
     """What a user should know before paying for it, a sentence or two each."""
-    from mup_tune.data.corpus import DEFAULT_CORPUS
+    from mup_tune.data.stdlib import DEFAULT_CORPUS
 
     notes = []
     if facts["eta_lambda_T"] < 1:

@@ -16,7 +16,7 @@ from mup_tune.roles import Role, RoleTable
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak η, λ and eps of one parameter, a value a member; each [P, 1, …] to broadcast over the parameter."""
+    """Peak η, λ and eps of one parameter, each [P, 1, …] to broadcast over the parameter."""
 
     eta: Tensor
     lam: Tensor
@@ -44,7 +44,7 @@ def rates(
 
 
 class MemberAdamW:
-    """AdamW with decoupled decay coupled to the LR, θ ← θ − η·λ·θ (arXiv 1711.05101), and per-member clipping.
+    """AdamW with the decay θ ← θ − η·λ·θ (arXiv 1711.05101) and per-member clipping.
 
     A member that is not alive gets zero gradients and a zero LR: its parameters stay where they were.
     """

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mup_tune.errors import UserError
 from mup_tune.files import read_yaml, validated
 from mup_tune.model.init import draw_
-from mup_tune.train.schedule import Schedule
+from mup_tune.schedule import Schedule
 from mup_tune.transfer.groups import Group, OptimizerFile, ScheduleSpec, match
 
 WRAPPERS = {"_orig_mod", "module"}  # what torch.compile and DDP put into parameter names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mup_tune.roles import RoleTable
-from mup_tune.train.schedule import batch_lr_factor
+from mup_tune.schedule import batch_lr_factor
 from mup_tune.transfer.groups import OptimizerFile, ScheduleSpec
 from mup_tune.transfer.resolve import Source
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from mup_tune.errors import UserError
 from mup_tune.files import validated
 from mup_tune.run.folder import PLAN, RunFolder
+from mup_tune.schedule import batch_lr_factor
 from mup_tune.settings import Settings, load_settings
 from mup_tune.shape import Shape
-from mup_tune.train.schedule import batch_lr_factor
 from mup_tune.trial import Budget
 
 INCUMBENT = "incumbent.yaml"

@@ -13,7 +13,7 @@ from mup_tune.model.falcon_h1 import Population
 from mup_tune.roles import RoleTable, role_table
 from mup_tune.settings import Settings, untuned
 from mup_tune.shape import Shape, load_shape
-from mup_tune.train.step import new_population
+from mup_tune.train.population import new_population
 
 
 def completep(base: Shape) -> Settings:

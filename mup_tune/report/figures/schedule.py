@@ -7,8 +7,8 @@ from math import log2
 from markupsafe import Markup
 
 from mup_tune.report.figures.curves import learning_curves
+from mup_tune.schedule import schedule_table
 from mup_tune.settings import Settings
-from mup_tune.train.schedule import schedule_table
 from mup_tune.trial import Budget
 
 

@@ -1,7 +1,5 @@
 """The schedule of η and λ over one budget: warmup, stable stage, exponential decay, and the power schedule.
 
-No torch: exports and reports read it too.
-
 With t the tokens seen when a step updates, its own batch included, and T those of the last step:
 
     η factor = warm(t) · power(t) · decay(t)        λ factor = power(t)
@@ -16,42 +14,31 @@ that EWD = √(λ/η) stays as tuned and ELR = √(η·λ) falls ∝ t^-¼. Warm
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import sqrt
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from pydantic import Field
+
+from mup_tune.files import FrozenModel
 from mup_tune.settings import Settings
-from mup_tune.trial import Budget
+from mup_tune.shape import NonNegative, Positive
 
 POWER = -0.25
 
 
-def batch_lr_factor(batch_tokens: int, reference: int) -> float:
-    """√(b/b_ref): the factor on every η at another batch; λ stays (arXiv 2507.22448). Both in tokens a step."""
-    return sqrt(batch_tokens / reference)
+class Schedule(FrozenModel):
+    """Factors on the peak η and on λ at every 0-based step.
 
+    All sizes are tokens; a last partial batch is dropped. ``lr_decay_to`` is the fraction of the peak that
+    the exponential decay ends at. ``power_onset_tokens`` switches on the power schedule, null leaves it off.
+    """
 
-@dataclass(frozen=True)
-class Schedule:
-    """Factors on the peak η and on λ at every 0-based step. All sizes are tokens; a last partial batch is dropped."""
-
-    batch_tokens: int
-    total_tokens: int
-    warmup_tokens: int
-    decay_tokens: int
-    lr_decay_to: float
-    power_onset_tokens: int | None = None
-
-    @classmethod
-    def of(cls, budget: Budget) -> Schedule:
-        return cls(
-            batch_tokens=budget.batch_tokens,
-            total_tokens=budget.total_tokens,
-            warmup_tokens=budget.warmup_tokens,
-            decay_tokens=budget.decay_tokens,
-            lr_decay_to=budget.lr_decay_to,
-            power_onset_tokens=budget.power_onset_tokens,
-        )
+    batch_tokens: Positive
+    total_tokens: Positive
+    warmup_tokens: NonNegative
+    decay_tokens: NonNegative
+    lr_decay_to: Annotated[float, Field(gt=0, le=1)] = 0.1
+    power_onset_tokens: Positive | None = None
 
     @property
     def steps(self) -> int:
@@ -81,7 +68,7 @@ class Schedule:
 
 
 class ScheduleRow(NamedTuple):
-    """The global η and λ that a 0-based step updates with, and the ELR = √(η·λ) and EWD = √(λ/η) they amount to."""
+    """The global η and λ that a 0-based step updates with, their ELR = √(η·λ) and their EWD = √(λ/η)."""
 
     step: int
     eta: float
@@ -90,11 +77,15 @@ class ScheduleRow(NamedTuple):
     ewd: float
 
 
-def schedule_table(budget: Budget, settings: Settings) -> list[ScheduleRow]:
-    """One row a step of ``budget``; a parameter group's own η and λ are fixed multiples of these."""
-    schedule = Schedule.of(budget)
+def schedule_table(schedule: Schedule, settings: Settings) -> list[ScheduleRow]:
+    """One row a step; a parameter group's own η and λ are fixed multiples of these."""
     rows = []
     for step in range(schedule.steps):
         eta, lam = settings.eta * schedule.eta_factor(step), settings.lam * schedule.lam_factor(step)
         rows.append(ScheduleRow(step, eta, lam, sqrt(eta * lam), sqrt(lam / eta)))
     return rows
+
+
+def batch_lr_factor(batch_tokens: int, reference: int) -> float:
+    """√(b/b_ref), the factor on every η at another batch; λ stays (arXiv 2507.22448). In tokens a step."""
+    return sqrt(batch_tokens / reference)

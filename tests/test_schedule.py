@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mup_tune.schedule import ScheduleRow, batch_lr_factor, schedule_table
 from mup_tune.settings import falcon_h1_published
-from mup_tune.train.schedule import Schedule, ScheduleRow, batch_lr_factor, schedule_table
 from mup_tune.trial import Budget
 
 SETTINGS = falcon_h1_published().with_values({"elr": 0.02, "ewd": 5.0})
@@ -27,7 +27,7 @@ def budget(**changes: object) -> Budget:
 
 
 def test_knees_of_warmup_and_decay() -> None:
-    schedule = Schedule.of(budget())
+    schedule = budget()
     assert schedule.steps == 100
     assert schedule.eta_factor(0) == pytest.approx(0.1)  # 8 of 80 tokens: the first update is not lost
     assert schedule.eta_factor(8) == pytest.approx(0.9)
@@ -40,18 +40,18 @@ def test_knees_of_warmup_and_decay() -> None:
 
 
 def test_the_decay_ends_at_the_last_whole_batch() -> None:
-    schedule = Schedule.of(budget(total_tokens=805))
+    schedule = budget(total_tokens=805)
     assert schedule.steps == 100
     assert schedule.eta_factor(99) == pytest.approx(0.1)
 
 
 def test_without_warmup_and_decay_everything_is_flat() -> None:
-    schedule = Schedule.of(budget(warmup_tokens=0, decay_tokens=0))
+    schedule = budget(warmup_tokens=0, decay_tokens=0)
     assert {schedule.eta_factor(step) for step in range(100)} == {1.0}
 
 
 def test_power_schedule_from_its_onset() -> None:
-    plain, power = Schedule.of(budget()), Schedule.of(budget(power_onset_tokens=160))
+    plain, power = budget(), budget(power_onset_tokens=160)
     for step in range(20):  # up to and including the onset at 160 tokens
         assert power.lam_factor(step) == 1.0
         assert power.eta_factor(step) == plain.eta_factor(step)
@@ -63,7 +63,7 @@ def test_power_schedule_from_its_onset() -> None:
 
 @pytest.mark.parametrize("step", [-1, 100])
 def test_a_step_outside_the_budget_is_an_error(step: int) -> None:
-    schedule = Schedule.of(budget())
+    schedule = budget()
     with pytest.raises(ValueError, match=r"0 … 99"):
         schedule.eta_factor(step)
     with pytest.raises(ValueError, match=r"0 … 99"):
@@ -79,9 +79,7 @@ def test_a_step_outside_the_budget_is_an_error(step: int) -> None:
 )
 def test_rises_then_never_rises_again(steps: int, warm: int, decay: int, floor: float, rest: int) -> None:
     total = (steps + warm + decay) * 8 + rest
-    schedule = Schedule.of(
-        budget(total_tokens=total, warmup_tokens=8 * warm, decay_tokens=8 * decay, lr_decay_to=floor)
-    )
+    schedule = budget(total_tokens=total, warmup_tokens=8 * warm, decay_tokens=8 * decay, lr_decay_to=floor)
     factors = [schedule.eta_factor(step) for step in range(schedule.steps)]
     peak = max(range(len(factors)), key=factors.__getitem__)
     assert factors[: peak + 1] == sorted(factors[: peak + 1])
