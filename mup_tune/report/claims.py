@@ -64,11 +64,11 @@ def headline(run: RunView, claims: list[Claim]) -> tuple[str, str]:
         why = f"{basin.why[0].upper()}{basin.why[1:]}."
         return f"{basins.HEADLINES[basin.verdict]}: {basin.hp} under {basin.param}", " ".join([why, *others])
     told = [each.headline for each in run.findings if each.headline]
-    if not claims and told and len(run.findings) == len(run.plan["stages"]):
+    if not claims and told and len(run.findings) == len(run.plan.stages):
         rest = "".join(f"{sentence}. " for sentence in told[1:])
         return told[0], f"{rest}This run measures; it claims no gain, which takes a confirmation on fresh seeds."
     if not claims:
-        wanted = len(run.plan["stages"])
+        wanted = len(run.plan.stages)
         broken = f"Interrupted after {len(run.findings)} of {wanted} stages"
         done = "Tuned, not confirmed" if len(run.findings) == wanted else broken
         return f"{'Still in progress' if run.live else done}: no gain is claimed", (

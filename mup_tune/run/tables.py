@@ -19,6 +19,7 @@ import pandas as pd
 from mup_tune.errors import UserError
 from mup_tune.files import write_atomic
 from mup_tune.findings import Finding, State
+from mup_tune.run.description import PlanRecord, RunRecord
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.records import AXES, Member
 from mup_tune.settings import Settings
@@ -51,8 +52,8 @@ class RunView:
     """
 
     path: Path
-    plan: dict[str, Any]
-    record: dict[str, Any]
+    plan: PlanRecord
+    record: RunRecord
     stage_keys: tuple[str, ...]
     findings: tuple[Finding, ...]
     trials: pd.DataFrame

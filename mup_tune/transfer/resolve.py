@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mup_tune.errors import UserError
-from mup_tune.files import validated
-from mup_tune.run.folder import PLAN, RunFolder
+from mup_tune.run.folder import RunFolder
 from mup_tune.settings import Settings, load_settings
 from mup_tune.shape import Shape
 from mup_tune.train.schedule import batch_lr_factor
@@ -104,7 +103,7 @@ def _from_run(folder: Path) -> Source:
         )
     return Source(
         settings=load_settings(str(incumbent), None),
-        origin=f"the incumbent of the run {folder.resolve().name!r} (plan {run.plan.get('name', '')!r})",
-        budget=validated(Budget, run.plan.get("budget"), folder / PLAN),
-        proxy=validated(Shape, run.plan.get("proxy"), folder / PLAN),
+        origin=f"the incumbent of the run {folder.resolve().name!r} (plan {run.plan.name!r})",
+        budget=run.plan.budget,
+        proxy=run.plan.proxy,
     )

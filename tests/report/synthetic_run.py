@@ -190,7 +190,7 @@ def plan(name: str) -> dict[str, Any]:
         "start": untuned(SHAPE).model_dump(mode="json"),
         "seeds": [0, 1, 2],
         "budget": BUDGET.model_dump(mode="json"),
-        "data": {"corpus": "python-stdlib", "max_epochs": 1.0},
+        "data": [{"corpus": "python-stdlib", "weight": 1.0, "max_epochs": 1.0}],
         "stages": [{"kind": "elr_ewd"}, {"kind": "micro"}, {"kind": "confirm"}],
     }
 

@@ -6,6 +6,7 @@ import pytest
 
 from mup_tune.files import dump_yaml, write_atomic
 from mup_tune.multipliers import Base
+from mup_tune.run.description import PlanRecord
 from mup_tune.settings import Settings, falcon_h1_published, untuned
 from mup_tune.shape import Shape, load_shape
 from mup_tune.transfer.hf import export_hf
@@ -80,8 +81,9 @@ def run_folder(tmp_path: Path, tuned: Settings, budget: Budget, proxy: Shape) ->
     """The files of a run that a transfer reads."""
     folder = tmp_path / "runs" / "first"
     (folder / "settings").mkdir(parents=True)
-    plan = {"name": "quickstart", "budget": budget.model_dump(mode="json"), "proxy": proxy.model_dump(mode="json")}
-    write_atomic(folder / "plan.yaml", dump_yaml(plan))
+    start, stages = untuned(proxy), ({"kind": "elr_ewd"},)
+    plan = PlanRecord(name="quickstart", seeds=(0, 1), budget=budget, proxy=proxy, start=start, stages=stages)
+    write_atomic(folder / "plan.yaml", dump_yaml(plan.model_dump(mode="json")))
     write_atomic(folder / "run.json", "{}")
     write_atomic(folder / "settings" / "incumbent.yaml", tuned.to_yaml())
     return folder
