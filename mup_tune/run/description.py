@@ -40,7 +40,7 @@ class SourceRecord(FrozenModel):
 
 
 class CorpusRecord(FrozenModel):
-    """What a run trains on. ``hash`` is its identity, ``name`` a label; runs of one corpus may lack ``sources``."""
+    """What a run trains on. ``hash`` is its identity, ``name`` a label."""
 
     name: str = ""
     hash: str

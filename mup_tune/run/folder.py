@@ -1,4 +1,4 @@
-"""The folder of a run: who may write to it, which plan and corpus it belongs to, and where everything lies."""
+"""The folder of a run: who may write to it, its plan and its corpus, and where everything lies."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def _runs_in(folder: Path) -> list[str]:
 
 
 def _take_lock(folder: Path) -> int:
-    """An exclusive flock on the run, as an open file descriptor. It ends with the process, whatever ends that."""
+    """An exclusive flock on the run, an open file descriptor. It ends with the process, however that ends."""
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         for attempt in range(4):
