@@ -1,8 +1,7 @@
-"""A target with its inner channels shared as a ratio says, the user's own or the best one that a run measured."""
+"""A target with its inner channels shared anew: as the user says, or at the best ratio of a run."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import fmean
 
@@ -10,13 +9,16 @@ from mup_tune.channels import Ratio, nearest
 from mup_tune.errors import UserError
 from mup_tune.findings import Finding, ShapePoint
 from mup_tune.run.folder import RunFolder
+from mup_tune.run.tables import read_learned
 from mup_tune.shape import Shape
 
 FROM_RUN = "from-run"
 
 
 def resplit(target: Shape, asked: str, source: str) -> Shape:
-    """``target`` at the ratio ``asked`` (``"2:1:5"`` or ``"from-run"``), parameters equal; what was done in its note.
+    """``target`` at the ratio ``asked`` (``"2:1:5"`` or ``"from-run"``), at equal parameters.
+
+    The returned Shape's note says what was done.
 
     Args:
         source: the run folder that ``from-run`` reads.
@@ -38,7 +40,7 @@ def resplit(target: Shape, asked: str, source: str) -> Shape:
 
 
 def _best_of_run(source: str) -> tuple[Ratio, str]:
-    """The ratio with the lowest mean loss in SA_M, which is all that ``transformers`` builds, and why this one."""
+    """The ratio with the lowest mean loss in SA_M, the order ``transformers`` builds, and why this one."""
     findings = _channels_findings(source)
     stages = ", ".join(finding.stage for finding in findings)
     points = [point for finding in findings for point in finding.shapes if point.channels]
@@ -62,16 +64,15 @@ def _best_of_run(source: str) -> tuple[Ratio, str]:
 
 
 def _channels_findings(source: str) -> list[Finding]:
-    """Those of the run's concluded channels stages; their losses compare, for a run has one budget and one text."""
+    """Those of the run's concluded channels stages. A run has one budget and one text, so losses compare."""
     if not Path(source).is_dir():
         raise UserError(
             f"{FROM_RUN} needs a run folder, and {source!r} is none",
             field="--channels",
             fix="Transfer from a run with a channels stage, or give a ratio such as 2:1:5",
         )
-    file = RunFolder.open(source).tables / "findings.json"
-    learned = json.loads(file.read_text(encoding="utf-8"))["findings"] if file.is_file() else []
-    found = [finding for finding in map(Finding.model_validate, learned) if any(p.channels for p in finding.shapes)]
+    learned = read_learned(RunFolder.open(source))
+    found = [finding for finding in learned.findings if any(point.channels for point in finding.shapes)]
     if not found:
         raise UserError(
             "this run has no concluded channels stage, so it has no ratio to offer",
