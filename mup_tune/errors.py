@@ -27,7 +27,7 @@ class UserError(Exception):
 
 
 class InterruptedRunError(Exception):
-    """The user pressed Ctrl-C. What was committed is kept, and the message says how to resume (exit code 130)."""
+    """The user pressed Ctrl-C. The message says that committed work is kept, and how to resume (code 130)."""
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def located(file: str | Path | None = None, field: str | None = None) -> Iterato
 
 @contextmanager
 def as_value_error() -> Iterator[None]:
-    """Turn a :class:`UserError` into the ValueError that a pydantic validator may raise: its problem, then its fix."""
+    """Turn a :class:`UserError` into the ValueError that a pydantic validator may raise."""
     try:
         yield
     except UserError as error:

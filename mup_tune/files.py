@@ -16,7 +16,7 @@ from mup_tune.errors import UserError, unknown
 
 
 class FrozenModel(BaseModel):
-    """A frozen value read from a file. Unknown keys are errors; ``name`` is a label that never enters a hash."""
+    """A frozen value from a file. Unknown keys are errors; ``name`` is a label that never enters a hash."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -141,7 +141,7 @@ def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
 
 
 def shipped(kind: str) -> Path:
-    """Folder of the shipped ``proxy_models`` or ``sweeps``: in the installed package, else in the checkout."""
+    """Folder of the shipped ``proxy_models`` or ``sweeps``: in an installed package, else the checkout."""
     package = Path(__file__).resolve().parent
     inside = package / kind
     return inside if inside.is_dir() else package.parent / kind
