@@ -26,18 +26,33 @@ class UserError(Exception):
         super().__init__((f"{where}: " if where else "") + problem + (f". {fix}" if fix else ""))
 
 
+class InterruptedRunError(Exception):
+    """The user pressed Ctrl-C. The message says that committed work is kept, and how to resume (code 130)."""
+
+
 @contextmanager
 def located(file: str | Path | None = None, field: str | None = None) -> Iterator[None]:
-    """Say where: a :class:`UserError` from inside gets ``file``, and ``field`` before its own."""
+    """Say where a :class:`UserError` from inside was met.
+
+    An error that names a field and no file gets ``file``, and its field is taken as lying below ``field``. An
+    error that names its own file keeps its place.
+    """
     try:
         yield
     except UserError as error:
-        dotted = ".".join(part for part in (field, error.field) if part)
-        raise UserError(error.problem, file=error.file or file, field=dotted or None, fix=error.fix) from None
+        if error.file:
+            raise
+        below = ".".join(part for part in (field, error.field) if part)
+        raise UserError(error.problem, file=file, field=below or None, fix=error.fix) from None
 
 
-class InterruptedRunError(Exception):
-    """The user pressed Ctrl-C; what was committed is kept and the message says how to resume (exit code 130)."""
+@contextmanager
+def as_value_error() -> Iterator[None]:
+    """Turn a :class:`UserError` into the ValueError that a pydantic validator may raise."""
+    try:
+        yield
+    except UserError as error:
+        raise ValueError(". ".join(part for part in (error.problem, error.fix) if part)) from None
 
 
 def unknown(what: str, value: object, allowed: Iterable[object]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mup_tune.cli.inspect import JsonOption
+from mup_tune.cli.options import JsonOption, ScaleOption, SetOption
 from mup_tune.cli.output import console, print_json, print_rows
 from mup_tune.files import read_yaml, shipped
 
@@ -40,13 +40,11 @@ def plan(
         str | None,
         typer.Argument(metavar="PLAN", help="A shipped plan or a YAML file; left out: the list of shipped ones."),
     ] = None,
-    scale: Annotated[str | None, typer.Option(metavar="NAME", help="One of the plan's `scales:` overlays.")] = None,
-    assign: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a plan's value, as in `sweep`.")
-    ] = None,
+    scale: ScaleOption = None,
+    assign: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """What a plan will train, stage by stage, and every number that follows from it. Nothing is trained or written.
+    """What a plan will train, stage by stage, and every number that follows. Nothing is trained or written.
 
     `trials` is the count if nothing surprises. `at most` adds all that a stage may ask for once it has seen
     its losses: grids extended where the optimum is at their edge, finer grids, moves verified again. No trial

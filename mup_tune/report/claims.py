@@ -57,7 +57,7 @@ def headline(run: RunView, claims: list[Claim]) -> words.Headline:
     """The gain named is the one over the hardest reference."""
     if claims:
         return _claimed(claims)
-    concluded, wanted = len(run.findings), len(run.plan["stages"])
+    concluded, wanted = len(run.findings), len(run.plan.stages)
     if not concluded and run.live:
         return words.Headline("Still in progress: no stage has concluded yet", "This page shows what was run so far.")
     if not concluded:

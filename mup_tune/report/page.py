@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from math import log2
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -24,7 +23,6 @@ from mup_tune.report.figures.schedule import schedule_figure
 from mup_tune.report.html import rendered
 from mup_tune.run.tables import RunView
 from mup_tune.settings import GLOBAL_AXES, Settings
-from mup_tune.trial import Budget
 
 KINDS = {"forward": "forward", "lr": "LR", "wd": "WD", "global": "global"}
 # A mark beside the word, so that no decision is told by colour alone.
@@ -81,8 +79,8 @@ def render(run: RunView) -> str:
     path = [finding for finding in run.findings if finding.on_path]
     return rendered(
         "page.html",
-        plan_name=str(run.plan.get("name", "")),
-        about=str(run.plan.get("about", "")),
+        plan_name=run.plan.name,
+        about=run.plan.about,
         live=run.live,
         headline=title,
         subtitle=subtitle,
@@ -96,7 +94,7 @@ def render(run: RunView) -> str:
         changes=_changes(run, path),
         derived=_derived(path),
         final=run.incumbent,
-        start_yaml=_start_yaml(run),
+        start_yaml=run.plan.start.to_yaml(),
         schedule_figure=_schedule_figure(run),
         parametrisation=_parametrisation(run.incumbent),
         arxiv=ARXIV,
@@ -183,7 +181,7 @@ def _changes(run: RunView, path: list[Finding]) -> list[Change]:
         decisions |= {axis.axis: axis.decision for axis in finding.axes if axis.axis not in moved}
         decisions |= {axis.axis: axis.decision for axis in finding.axes if axis.decision in ("moved", "edge")}
     kinds = {**dict.fromkeys(GLOBAL_AXES, "global"), **{each.name: each.kind for each in MULTIPLIERS.values()}}
-    unused = {each.name for each in MULTIPLIERS.values() if each.needs_ssm} if not facts.proxy(run).d_ssm else set()
+    unused = {each.name for each in MULTIPLIERS.values() if each.needs_ssm} if not run.plan.proxy.d_ssm else set()
     rows = []
     for name, kind in kinds.items():
         decision = "no SSM branch" if name in unused else str(decisions.get(name, "not swept"))
@@ -199,15 +197,10 @@ def _derived(path: list[Finding]) -> list[tuple[str, float, float]]:
     return [("η = ELR/EWD", before.eta, after.eta), ("λ = ELR·EWD", before.lam, after.lam)]
 
 
-def _start_yaml(run: RunView) -> str:
-    start: dict[str, Any] | None = run.plan.get("start")
-    return Settings.model_validate(start).to_yaml() if start else ""
-
-
 def _schedule_figure(run: RunView) -> Markup | None:
     if run.incumbent is None:
         return None
-    return schedule_figure(Budget.model_validate(run.plan["budget"]), run.incumbent)
+    return schedule_figure(run.plan.budget, run.incumbent)
 
 
 def _parametrisation(settings: Settings | None) -> str:

@@ -61,7 +61,7 @@ def execute(
 ) -> list[Finding]:
     """Drive ``sweep`` to its end and write the run's tables, also if cut short; returns the findings."""
     # The record's hash, not the corpus' as it is now: lanes refuse what changed since, here or on their host.
-    make_runner = TrainingRunner(tuple(each.absolute() for each in plan.header.data), folder.record["corpus"]["hash"])
+    make_runner = TrainingRunner(tuple(each.absolute() for each in plan.header.data), folder.record.corpus.hash)
     try:
         if executor == "inline":
             inline.drive(sweep, make_runner, on_event)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import log2
 from statistics import fmean
 
-from mup_tune.errors import UserError, unknown
+from mup_tune.errors import UserError, located, unknown
 from mup_tune.findings import State
 from mup_tune.search.stage import Asked, Context, Stage
 from mup_tune.settings import AXES, Settings
@@ -86,12 +86,9 @@ def rehearse(keyed: Iterable[tuple[str, Stage]], context: Context, start: Settin
     state, longest = State(start), 0.0
     for index, (key, stage) in enumerate(keyed):
         asked = Rehearsed(context)
-        try:
+        with located(field=f"stages[{index}]"):
             _check_references(stage, state)
             after = stage.walk(asked, state).state
-        except UserError as error:
-            field = ".".join(part for part in (f"stages[{index}]", error.field) if part)
-            raise UserError(error.problem, field=field, fix=error.fix) from None
         trials = list(asked.trials.values())
         line = _forecast(key, stage, context, state, trials, longest)
         yield Rehearsal(line, tuple(dict.fromkeys(trial.budget for trial in trials)))

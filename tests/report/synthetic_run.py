@@ -203,7 +203,7 @@ def plan(name: str, stages: tuple[str, ...] = ("elr_ewd", "micro", "confirm")) -
         "start": untuned(SHAPE).model_dump(mode="json"),
         "seeds": [0, 1, 2],
         "budget": BUDGET.model_dump(mode="json"),
-        "data": {"corpus": "python-stdlib", "max_epochs": 1.0},
+        "data": [{"corpus": "python-stdlib", "weight": 1.0, "max_epochs": 1.0}],
         "stages": [{"kind": kind} for kind in stages],
     }
 

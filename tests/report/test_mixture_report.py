@@ -11,6 +11,7 @@ from synthetic_run import COMPARISONS, confirmation, full_run
 
 from mup_tune.report.facts import what_was_run
 from mup_tune.report.page import write
+from mup_tune.run.description import CorpusRecord
 from mup_tune.run.tables import RunView, load_run
 from mup_tune.shape import load_shape
 from mup_tune.stats import Interval
@@ -39,7 +40,8 @@ def data_of(run: RunView) -> dict[str, str]:
 
 
 def mixed(run: RunView, **plan: object) -> RunView:
-    return replace(run, record={**run.record, "corpus": MIXTURE}, plan={**run.plan, **plan})
+    record = run.record.model_copy(update={"corpus": CorpusRecord.model_validate(MIXTURE)})
+    return replace(run, record=record, plan=run.plan.model_copy(update=plan))
 
 
 def test_every_source_is_listed_with_weight_hash_and_tokens(run: RunView) -> None:
@@ -52,11 +54,11 @@ def test_every_source_is_listed_with_weight_hash_and_tokens(run: RunView) -> Non
 
 
 def test_vocabularies_are_told_where_they_differ(run: RunView) -> None:
-    target = load_shape("falcon-h1-1.5b-deep").model_dump(mode="json")
-    assert target["vocab_size"] != run.plan["proxy"]["vocab_size"]
+    target = load_shape("falcon-h1-1.5b-deep")
+    assert target.vocab_size != run.plan.proxy.vocab_size
     told = data_of(mixed(run, target=target))["vocabulary"]
-    assert told.startswith(f"{run.plan['proxy']['vocab_size']:,} at the proxy, 65,537 at falcon-h1-1.5b-deep: ")
-    same = {**target, "vocab_size": run.plan["proxy"]["vocab_size"]}
+    assert told.startswith(f"{run.plan.proxy.vocab_size:,} at the proxy, 65,537 at falcon-h1-1.5b-deep: ")
+    same = target.model_copy(update={"vocab_size": run.plan.proxy.vocab_size})
     for other in (same, None):
         assert "vocabulary" not in data_of(mixed(run, target=other))
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
-from mup_tune.errors import UserError
+from mup_tune.errors import UserError, as_value_error
 from mup_tune.findings import Comparison, State, Verdict
 from mup_tune.findings.basins import Basin, Basins, BasinSize, NoOptimum, NoRegret
 from mup_tune.multipliers import MULTIPLIERS
@@ -61,10 +61,8 @@ class BasinCheck(Stage):
     @field_validator("hp")
     @classmethod
     def _known_axis(cls, hp: str) -> str:
-        try:
+        with as_value_error():
             return check_axis(hp)
-        except UserError as error:
-            raise ValueError(error.problem) from None
 
     @model_validator(mode="after")
     def _several_sizes(self) -> BasinCheck:

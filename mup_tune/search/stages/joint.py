@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
-from mup_tune.errors import UserError
+from mup_tune.errors import UserError, as_value_error
 from mup_tune.findings import AxisFinding, Comparison, Decision, State
 from mup_tune.findings.joint_search import Candidate, Finalist, JointSearch, Search
 from mup_tune.multipliers import MULTIPLIER_NAMES, MULTIPLIERS
@@ -52,10 +52,8 @@ class Joint(Stage):
         if isinstance(axes, str) and axes != "all":
             raise ValueError(f"{axes!r} is not allowed: give 'all' or a list of axes")
         for axis in axes if isinstance(axes, list) else ():
-            try:
+            with as_value_error():
                 check_axis(axis)
-            except UserError as error:
-                raise ValueError(error.problem) from None
         if isinstance(axes, list) and (not axes or len(set(axes)) != len(axes)):
             raise ValueError(f"{axes} is not allowed: name at least one axis, each once")
         return axes

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from landscapes import START, context, counts, drive, title
-from mup_tune.report.words import summary
 from pydantic import ValidationError
 
 from mup_tune import stats
@@ -20,6 +19,7 @@ from mup_tune.channels import Ratio
 from mup_tune.errors import UserError
 from mup_tune.files import parse_yaml
 from mup_tune.findings import State
+from mup_tune.report.words import summary
 from mup_tune.search.plan import load_plan
 from mup_tune.search.shape_comparison import front, ranked
 from mup_tune.search.stages.channels import Channels
