@@ -14,9 +14,9 @@ from statistics import fmean, stdev
 
 from mup_tune.data.corpus import Corpus
 from mup_tune.data.mixture import Mixture
-from mup_tune.engine.runner import measure_device
 from mup_tune.settings import untuned
 from mup_tune.shape import load_shape
+from mup_tune.train.device import measure_device
 from mup_tune.train.step import Steps
 from mup_tune.train.trainer import train_pack
 from mup_tune.trial import Budget, Pack, Trial

@@ -55,7 +55,7 @@ def cell(size: str, tokens: int, args: argparse.Namespace) -> Cell:
 
 
 def numbers(each: Cell, machine: Machine) -> dict[str, Any]:
-    """A cell's results as plain values, and the ratios that the table is for; None where a side is missing."""
+    """A cell's results as plain values, and the ratios that the table is for; None where a side is not."""
     needed = operations(each.shape, each.tokens, each.seq_len)
     flops = each.shape.flops_per_token(each.seq_len)
     speeds = {(side.name, side.members): each.speed(side) for side in each.timed()}
@@ -142,7 +142,7 @@ def _said(each: dict[str, Any]) -> str:
 
 
 def sustained(each: Cell, members: int, seconds: float, device: Device) -> dict[str, Any]:
-    """Train ``members`` for ``seconds``, every step on a batch that was not seen before and comes from the CPU."""
+    """Train ``members`` for ``seconds``, every step on a batch of its own that comes from the CPU."""
     rows = each.tokens // each.seq_len
     source = Batches(each.shape.vocab_size, rows, each.seq_len, seed=1)
     graph = device.is_cuda

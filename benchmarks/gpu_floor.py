@@ -1,4 +1,4 @@
-"""How fast could a training step be? FLOPs and bytes that the fused step cannot do without, and the time they take.
+"""How fast could a training step be? FLOPs and bytes that it cannot do without, and the time they take.
 
 Bytes are those of the fused design (``mup_tune.model.fused``) if no cache helps: every kernel reads its
 inputs once and writes its outputs once. Residual stream, embedding, masters and moments are fp32;
@@ -23,7 +23,7 @@ PARTS = ("layers", "head", "optimizer")
 
 @dataclass(frozen=True)
 class Machine:
-    """What one device was measured to do: matrix products in FLOP/s, and a copy in bytes/s read and written."""
+    """What one device was measured to do: matrix products in FLOP/s, a copy in bytes/s read and written."""
 
     flops: float
     bandwidth: float
@@ -142,7 +142,10 @@ def _norms(tokens: int, d_model: int, layers: int) -> list[Operation]:
 
 
 def _optimizer(shape: Shape) -> Operation:
-    """Norm and AdamW: gradients are read twice; masters and two moments are read and written; work copies written."""
+    """Norm and AdamW.
+
+    Gradients are read twice, masters and two moments are read and written, work copies are written.
+    """
     matrices = shape.matmul_parameters()
     others = shape.parameters() - matrices
     state = 3 * 2 * FP32

@@ -28,7 +28,7 @@ class Line:
 
 
 def lines(events: Iterable[Any]) -> dict[str, Line]:
-    """Kernels of a profile by name, the longest first. Those of matrix products go by the products' sizes instead."""
+    """Kernels of a profile by name, matrix products by their sizes; the longest first."""
     found: defaultdict[str, Line] = defaultdict(Line)
     products: defaultdict[str, Line] = defaultdict(Line)
     for event in events:

@@ -1,4 +1,4 @@
-"""Sides of a benchmark timed in turn on one device: alone first, then those that fit together. Part of ``gpu.py``."""
+"""Sides of a benchmark timed in turn on one device: alone first, then those that fit together."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def run(step: Callable[[], Any], steps: int, device: Device) -> float:
 
 
 def run_cell(each: Cell, device: Device, rounds: int, until: float) -> None:
-    """All sides of ``each``. After ``until`` (``perf_counter``) no round starts but the first side's first."""
+    """All sides of ``each``. After ``until`` (``perf_counter``) only the first side's first round starts."""
     for side in each.sides:
         if time.perf_counter() > until and each.timed():
             side.note = "no time left"

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from mup_tune import stats
 from mup_tune.multipliers import GROUPS
-from mup_tune.search.stages import sweep
-from mup_tune.search.stages.sweep import Curve
+from mup_tune.search import swept_axis
+from mup_tune.search.swept_axis import SweptAxis
 from mup_tune.settings import untuned
 from mup_tune.shape import load_shape
 from mup_tune.stats import Losses, Parabola
@@ -35,7 +35,7 @@ SEEDS = (2, 3)
 
 @dataclass(frozen=True)
 class Bowl:
-    """Loss over z = offset − optimum, both in log2. Members diverge at z > ``cliff``; ``optima`` are drawn evenly."""
+    """Loss over z = offset − optimum, log2. Members diverge at z > ``cliff``; ``optima`` are drawn evenly."""
 
     loss: Callable[[Array], Array]
     cliff: float = inf
@@ -54,7 +54,7 @@ def parabola(z: Array) -> Array:
 
 
 def steep(a: float) -> Callable[[Array], Array]:
-    """Curvature e^(a·z): flat on the left, a wall on the right. At a = 1 the sides differ 4 times at z = ±2."""
+    """Curvature e^(a·z): flat on the left, a wall on the right; at a = 1 the sides differ 4 times at ±2."""
     return lambda z: CURVATURE / a**2 * (np.exp(a * z) - a * z - 1)
 
 
@@ -148,7 +148,7 @@ def measure(name: str, seeds: int, noise: float, draws: int) -> Measured:
 
 
 def group(distance: float, seeds: int, noise: float, draws: int) -> tuple[float, float]:
-    """Shares of groups of 12 with a flat multiplier moved, and with the one whose optimum is ``distance`` away moved.
+    """Shares of groups of 12 that move a flat multiplier, and the one whose optimum is ``distance`` away.
 
     Decided as ``micro`` does, on the first grid: σ_Δ pooled over the group, Bonferroni over points, Holm over
     axes.
@@ -159,7 +159,7 @@ def group(distance: float, seeds: int, noise: float, draws: int) -> tuple[float,
     )
     wrong, right = 0.0, 0.0
     for _ in range(draws):
-        curves = [Curve(name, centre) for name in GROUPS["forward"]]
+        curves = [SweptAxis(name, centre) for name in GROUPS["forward"]]
         common_S = 2 + rng.normal(0, SEED_SD, seeds)
         middle_S = common_S + rng.normal(0, noise, seeds)
         for place, curve in enumerate(curves):
@@ -168,7 +168,7 @@ def group(distance: float, seeds: int, noise: float, draws: int) -> tuple[float,
                 bowl = float(parabola(np.array(x - shift)) - parabola(np.array(shift))) if shift else 0.0
                 loss_S = middle_S if x == 0 else common_S + bowl + rng.normal(0, noise, seeds)
                 curve.losses[x] = dict(enumerate(loss_S.tolist()))
-        sigma = sweep.noise(curves)
+        sigma = swept_axis.noise(curves)
         gains = [curve.gain(sigma) for curve in curves]
         p_values = stats.holm([1.0 if gain is None or gain.p_value is None else gain.p_value for gain in gains])
         right += p_values[0] < 0.05

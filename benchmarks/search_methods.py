@@ -31,8 +31,8 @@ from mup_tune.findings import State
 from mup_tune.search.execute import execute, open_sweep
 from mup_tune.search.plan import Plan, load_plan
 from mup_tune.search.stage import Stage
-from mup_tune.search.stages import Joint
-from mup_tune.stats import Estimate, Losses
+from mup_tune.search.stages.joint import Joint
+from mup_tune.stats import Interval, Losses
 
 PLAN, SCALE = "falcon_h1", "cpu"
 STAGED, TPE, RANDOM, ELR, UNTUNED = "staged", "TPE", "random search", "ELR-tuned untuned", "untuned"
@@ -44,7 +44,7 @@ FRESH_ORDER = 1000  # added to data_seed where results are confirmed
 
 @dataclass(frozen=True)
 class Ran:
-    """A finished run: what it ended at, what it spent on the search, and its last finding's comparisons by name."""
+    """A finished run: what it ended at, what its search spent, its last finding's comparisons by name."""
 
     state: State
     trials: int
@@ -124,16 +124,17 @@ def repeat(base: Plan, index: int, confirm_seeds: int, out: Path, executor: str)
 
 
 def searches(stage: Stage) -> bool:
-    """Whether the stage can move the incumbent; one that needs references only measures it, and here none are left."""
+    """Whether the stage can move the incumbent; one that needs references only measures it."""
     return stage.on_path and not stage.requires
 
 
 def joint(base: Plan, sampler: str, flops: float) -> dict[str, Any]:
-    """The stage that spends ``flops`` and no more: whatever centre and verification leave goes to candidates."""
+    """The stage that spends ``flops`` and no more: what centre and verification leave goes to candidates."""
     fields = {"kind": "joint", "axes": "all", "sampler": sampler, "batch": BATCH, "radius": RADIUS, "n_seeds": 1}
-    aside, _ = Joint(**fields, trials=2).counts(base.context, State(base.start))  # type: ignore[arg-type]
+    stage = Joint.model_validate(fields)
+    aside = 1 + (1 + stage.finalists) * stage.verify_seeds  # the centre, and the verification
     (trial,) = base.context.trials(base.start, base.header.seeds[:1])
-    trials = int(flops / trial.flops + 1e-6) - (aside - 2)
+    trials = int(flops / trial.flops + 1e-6) - aside
     if trials < 2:
         raise UserError(f"the staged method spent {flops:.3g} FLOPs, too few for a search", fix="Give it more stages")
     return {**fields, "trials": trials, "batch": BATCH if sampler == "tpe" else trials}  # random has nothing to hear
@@ -170,12 +171,12 @@ def losses(results: dict[str, Result], method: str) -> Losses:
     return results[STAGED].untuned if method == UNTUNED else results[method].losses
 
 
-def as_data(gain: Estimate | None) -> dict[str, float | None] | None:
+def as_data(gain: Interval | None) -> dict[str, float | None] | None:
     return None if gain is None else vars(gain)
 
 
 def show(repeats: list[dict[str, Result]], report: dict[str, Any]) -> None:
-    """One table: what each method spent and reached, its gain in each repeat (CI over seeds) and over all of them."""
+    """One table: what each method spent and reached, its gain in each repeat (CI over seeds) and over all."""
     rows = []
     for label, gain in report["gains"].items():
         ours = [each[label.split(" over ")[0]] for each in repeats]

@@ -1,4 +1,4 @@
-"""Shapes at equal parameters: inner channels shared in eighths, and width traded for depth (arXiv 2507.22448, §2).
+"""Shapes at equal parameters: channels shared in eighths, and width traded for depth (arXiv 2507.22448, §2).
 
 The inner channels C = d_ssm + d_attn + d_ff are cut into eight chunks, shared by SSM, attention and MLP. Head
 dims, d_state, groups and query heads per KV head stay as they are; d_ff absorbs what is left of the parameter
@@ -21,7 +21,7 @@ LARGEST_CHANGE = 0.25  # of d_ff; beyond it the shape compared is no longer the 
 
 @dataclass(frozen=True)
 class Ratio:
-    """SSM : attention : MLP in eighths of the inner channels, each at least 1; Falcon-H1's ablation found 2:1:5."""
+    """SSM : attention : MLP in eighths of the inner channels, each at least 1; Falcon-H1's is 2:1:5."""
 
     ssm: int
     attention: int
@@ -151,7 +151,7 @@ def equalised(shape: Shape, parameters: int) -> Shape:
 
 
 def at_depth(shape: Shape, depth: int) -> Shape:
-    """``shape`` with ``depth`` layers at equal parameters: width traded for depth, in steps that need no rounding.
+    """``shape`` with ``depth`` layers at equal parameters: width traded for depth, nothing rounded.
 
     Raises:
         UserError: no width comes near enough for d_ff to absorb the rest; the nearest depths that work are
@@ -173,7 +173,7 @@ def at_depth(shape: Shape, depth: int) -> Shape:
 
 
 def _traded(shape: Shape, depth: int) -> Shape | None:
-    """The Shape of the width nearest in parameters at ``depth``, d_ff absorbing the rest; None where it cannot."""
+    """The width nearest in parameters at ``depth``, d_ff absorbing the rest; None where it cannot."""
     wanted, width = shape.parameters(), _width_step(shape)
     while scaled(shape, width + _width_step(shape), depth).parameters() <= wanted:
         width += _width_step(shape)
@@ -195,7 +195,7 @@ def _inner_channels(shape: Shape) -> int:
 
 
 def _units(shape: Shape) -> tuple[int, int]:
-    """The channels that SSM and attention can grow by: a head in every group, and a KV head with its query heads."""
+    """The channels that SSM and attention grow by: a head in every group; a KV head with its query heads."""
     if not shape.d_ssm:
         raise UserError(
             f"{shape.name!r} has no SSM branch (d_ssm = 0), so there is nothing to share with it",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -26,7 +27,32 @@ class UserError(Exception):
 
 
 class InterruptedRunError(Exception):
-    """The user pressed Ctrl-C; what was committed is kept and the message says how to resume (exit code 130)."""
+    """The user pressed Ctrl-C. The message says that committed work is kept, and how to resume (code 130)."""
+
+
+@contextmanager
+def located(file: str | Path | None = None, field: str | None = None) -> Iterator[None]:
+    """Say where a :class:`UserError` from inside was met.
+
+    An error that names a field and no file gets ``file``, and its field is taken as lying below ``field``. An
+    error that names its own file keeps its place.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.file:
+            raise
+        below = ".".join(part for part in (field, error.field) if part)
+        raise UserError(error.problem, file=file, field=below or None, fix=error.fix) from None
+
+
+@contextmanager
+def as_value_error() -> Iterator[None]:
+    """Turn a :class:`UserError` into the ValueError that a pydantic validator may raise."""
+    try:
+        yield
+    except UserError as error:
+        raise ValueError(". ".join(part for part in (error.problem, error.fix) if part)) from None
 
 
 def unknown(what: str, value: object, allowed: Iterable[object]) -> str:

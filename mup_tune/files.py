@@ -16,7 +16,7 @@ from mup_tune.errors import UserError, unknown
 
 
 class FrozenModel(BaseModel):
-    """A frozen value read from a file: unknown keys are errors, ``name`` is a label that never enters a hash."""
+    """A frozen value from a file. Unknown keys are errors; ``name`` is a label that never enters a hash."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -90,13 +90,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object a JSON file holds."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", file=path) from None
+
+
 def dump_yaml(data: Any) -> str:
     """Block-style YAML in the order given."""
     return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
 
 
 def validated(model: type[ModelT], data: Any, source: str | Path, at: str = "") -> ModelT:
-    """``model`` from ``data``; every wrong field is named (below ``at``), with its value and what is allowed."""
+    """``model`` from ``data``; a wrong field is named (below ``at``), with its value and what is allowed."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -133,7 +141,7 @@ def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
 
 
 def shipped(kind: str) -> Path:
-    """Folder of the shipped ``proxy_models`` or ``sweeps``: inside an installed package, else in the checkout."""
+    """Folder of the shipped ``proxy_models`` or ``sweeps``: in an installed package, else the checkout."""
     package = Path(__file__).resolve().parent
     inside = package / kind
     return inside if inside.is_dir() else package.parent / kind

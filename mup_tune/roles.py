@@ -7,10 +7,11 @@ nothing hangs scaling state on parameters or modules.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from math import sqrt
+from math import prod, sqrt
 from typing import Literal
 
 from mup_tune.errors import UserError
@@ -18,11 +19,12 @@ from mup_tune.multipliers import (
     COMPLETEP,
     FITTED,
     LEARNABLE,
-    MULTIPLIERS,
+    LR_OF,
     REPORT,
-    Rule,
-    constant,
-    per_d_model,
+    VECTORS,
+    WD_OF,
+    acting_on,
+    forward_at,
     scaling_rule,
 )
 from mup_tune.settings import Init, Settings
@@ -30,8 +32,34 @@ from mup_tune.shape import Shape
 
 EPS = 1e-16  # on every row and at every width (arXiv 2507.22448)
 Distribution = Literal["normal", "zeros", "ones", "conv_uniform", "log_uniform_A", "softplus_inverse_dt"]
-# The two multiplier fields of the config that carry no tuned value.
-FIXED = {"attention_in": Rule("1", constant), "ssm_in": Rule("d₀/d", per_d_model)}
+
+_LAYER = "model.layers.{layer}."
+# What ``transformers`` calls our parameters; {layer} stands for every layer. Its names of one of ours are its
+# row ranges, in order.
+HF_NAMES: dict[str, tuple[str, ...]] = {
+    "embedding_weight": ("model.embed_tokens.weight",),
+    "input_norm": (_LAYER + "input_layernorm.weight",),
+    "ssm_in_proj": (_LAYER + "mamba.in_proj.weight",),
+    "conv1d_weight": (_LAYER + "mamba.conv1d.weight",),
+    "conv1d_bias": (_LAYER + "mamba.conv1d.bias",),
+    "dt_bias": (_LAYER + "mamba.dt_bias",),
+    "A_log": (_LAYER + "mamba.A_log",),
+    "D": (_LAYER + "mamba.D",),
+    "gated_norm": (_LAYER + "mamba.norm.weight",),
+    "ssm_out_proj": (_LAYER + "mamba.out_proj.weight",),
+    "pre_attention_norm": (_LAYER + "pre_attention_layernorm.weight",),  # of S_A_M, which transformers lacks
+    "qkv": tuple(f"{_LAYER}self_attn.{slice_}_proj.weight" for slice_ in "qkv"),
+    "attention_out_proj": (_LAYER + "self_attn.o_proj.weight",),
+    "pre_ff_norm": (_LAYER + "pre_ff_layernorm.weight",),
+    "mlp_gate_proj": (_LAYER + "feed_forward.gate_proj.weight",),
+    "mlp_up_proj": (_LAYER + "feed_forward.up_proj.weight",),
+    "mlp_down_proj": (_LAYER + "feed_forward.down_proj.weight",),
+    "final_norm": ("model.final_layernorm.weight",),
+    "lm_head_weight": ("lm_head.weight",),
+}
+INFERRED = dict.fromkeys(("gated_norm", "pre_attention_norm"), "input_norm")  # norms whose group is inferred
+# The parameter group, where it is not the parameter's own name.
+PARAMETER_GROUP = {**dict.fromkeys(("conv1d_weight", "conv1d_bias"), "conv1d"), **INFERRED}
 
 
 @dataclass(frozen=True)
@@ -57,7 +85,7 @@ class Role:
 
 @dataclass(frozen=True)
 class RoleTable:
-    """``rows`` in model order; ``forward`` holds the 14 multiplier fields of ``FalconH1Config`` by our names."""
+    """``rows`` in model order; ``forward`` holds the config's multipliers by our names."""
 
     shape: Shape
     settings: Settings
@@ -78,10 +106,10 @@ class RoleTable:
         Raises:
             UserError: no row owns this parameter.
         """
-        template = re.sub(r"\.layers\.\d+\.", ".layers.{layer}.", parameter)
-        if template not in self.by_parameter:
+        slices = self.by_parameter.get(_template(parameter))
+        if slices is None:
             raise UserError(f"no role for the parameter {parameter!r}", fix="Is this a Falcon-H1 model of this Shape?")
-        return self.by_parameter[template]
+        return slices
 
     def parameters(self) -> list[str]:
         """Every concrete parameter name of a model of this Shape."""
@@ -95,8 +123,17 @@ class RoleTable:
         return names
 
 
+@functools.lru_cache(maxsize=4096)
+def _template(parameter: str) -> str:
+    return re.sub(r"\.layers\.\d+\.", ".layers.{layer}.", parameter)
+
+
 def forward_multipliers(shape: Shape, settings: Settings) -> dict[str, float]:
-    """The 12 tuned multipliers at ``shape`` and the two fixed ones, ``ssm_in`` = d₀/d and ``attention_in`` = 1."""
+    """What scales a forward pass at ``shape``: tuned multipliers, and fixed ones, which are 1 at the base.
+
+    Raises:
+        UserError: the Shape has an SSM branch, and the base has none.
+    """
     base = settings.base
     if shape.d_ssm and not base.d_ssm:
         raise UserError(
@@ -104,21 +141,17 @@ def forward_multipliers(shape: Shape, settings: Settings) -> dict[str, float]:
             field="base.d_ssm",
             fix="Tune on a proxy with an SSM branch",
         )
-    values = {name: rule.factor(shape, base) for name, rule in FIXED.items()}
-    for multiplier in MULTIPLIERS.values():
-        if multiplier.kind == "forward" and (shape.d_ssm or not multiplier.needs_ssm):
-            rule = scaling_rule(multiplier.name, settings.depth_rule)
-            values[multiplier.name] = settings.multipliers[multiplier.name] * rule.factor(shape, base)
-    return values
+    rules = {name: scaling_rule(name, settings.depth_rule) for name in forward_at(shape)}
+    return {name: settings.multipliers.get(name, 1.0) * rule.factor(shape, base) for name, rule in rules.items()}
 
 
 def group_lr_wd(settings: Settings, group: str) -> tuple[float, float]:
-    """(η, λ) of a parameter group: matrices η·mE/mW and λ·mE·mW, embeddings with mW = 1, vectors with λ = 0."""
-    if f"{group}.lr" in settings.multipliers:
-        return settings.eta * settings.multipliers[f"{group}.lr"], 0.0
-    m_elr = settings.multipliers[f"{group}.elr"]
-    m_ewd = settings.multipliers.get(f"{group}.ewd", 1.0)
-    return settings.eta * m_elr / m_ewd, settings.lam * m_elr * m_ewd
+    """(η, λ) of a parameter group: η·mE/mW and λ·mE·mW. An embedding has mW = 1, a vector η·m and λ = 0."""
+    m_lr = settings.multipliers[LR_OF[group]]
+    if group in VECTORS:
+        return settings.eta * m_lr, 0.0
+    m_ewd = settings.multipliers[WD_OF[group]] if group in WD_OF else 1.0
+    return settings.eta * m_lr / m_ewd, settings.lam * m_lr * m_ewd
 
 
 def hidden_std(init: Init, fan_in: int, base_fan_in: int) -> float:
@@ -129,104 +162,89 @@ def hidden_std(init: Init, fan_in: int, base_fan_in: int) -> float:
 
 def role_table(shape: Shape, settings: Settings) -> RoleTable:
     """Resolve ``settings`` at ``shape``: one row per parameter slice, in the order of the forward pass."""
-    m, base, init = forward_multipliers(shape, settings), settings.base, settings.init
-    d, layer = shape.d_model, "model.layers.{layer}."
+    forward, base, init, d = forward_multipliers(shape, settings), settings.base, settings.init, shape.d_model
     rows: list[Role] = []
 
     def add(
+        ours: str,
         parameter: str,
         slice_: str,
         size: tuple[int, ...],
-        group: str,
         distribution: Distribution,
         std: float | None,
         multiplier: float,
         rule: str,
         source: str,
     ) -> None:
-        lr, weight_decay = group_lr_wd(settings, group)
+        lr, weight_decay = group_lr_wd(settings, PARAMETER_GROUP.get(ours, ours))
         eps = EPS
-        if settings.depth_rule == "completep" and parameter.startswith(layer):
+        if settings.depth_rule == "completep" and parameter.startswith(_LAYER):
             # Gradients inside a branch carry its factor, and eps is compared with them.
             eps *= COMPLETEP.factor(shape, base)
             rule, source = f"{rule}; eps ∝ {COMPLETEP.formula}", f"{source}; {COMPLETEP.source}"
         rows.append(Role(parameter, slice_, size, distribution, std, multiplier, lr, weight_decay, eps, rule, source))
 
-    def matrix(
-        parameter: str, size: tuple[int, int], group: str, base_fan_in: int, used: str, slice_: str = ""
-    ) -> None:
-        names = used.split(" · ") if used else []
-        product, formulas = 1.0, []
-        for name in names:
-            product *= m[name]
-            formula = FIXED[name].formula if name in FIXED else scaling_rule(name, settings.depth_rule).formula
-            formulas.append(f"{name} ∝ {formula}" if formula != "1" else f"{name} constant")
-        std = hidden_std(init, size[1], base_fan_in)
+    def weight(ours: str, size: tuple[int, int], std: float, growth: str, source: str) -> None:
+        slices, names = shape.slices.get(ours, {"": size[0]}), HF_NAMES[ours]
+        for index, (slice_, n_rows) in enumerate(slices.items()):
+            acting = acting_on(ours, slice_)
+            rules = {each.name: scaling_rule(each.name, settings.depth_rule).formula for each in acting}
+            said = [f"{name} constant" if formula == "1" else f"{name} ∝ {formula}" for name, formula in rules.items()]
+            # A slice with a name of its own in transformers is a parameter there.
+            parameter, label = (names[0], slice_) if len(names) == 1 else (names[index], "")
+            add(
+                ours,
+                parameter,
+                label,
+                (n_rows, size[1]),
+                "normal" if std else "zeros",
+                std,
+                prod((forward[name] for name in rules), start=1.0),
+                f"init {growth}; {', '.join(said) or 'no multiplier'}; η, λ constant",
+                source,
+            )
+
+    def hidden(ours: str, size: tuple[int, int], base_fan_in: int) -> None:
         growth = "σ₀·√(fan_in/fan_in₀)" if init.rule == "fan_in" else "σ₀ constant"
-        rule = f"init {growth}" + (f"; {', '.join(formulas)}" if formulas else "; no multiplier") + "; η, λ constant"
         source = f"{REPORT}; {FITTED}; init arXiv 2203.03466 Table 8"
-        add(parameter, slice_, size, group, "normal", std, product, rule, source)
+        weight(ours, size, hidden_std(init, size[1], base_fan_in), growth, source)
 
-    def vector(parameter: str, size: tuple[int, ...], group: str, distribution: Distribution, rule: str) -> None:
+    def vocabulary(ours: str, std: float) -> None:
+        weight(ours, (shape.vocab_size, d), std, "constant", f"{REPORT}; decay inferred")
+
+    def vector(ours: str, size: tuple[int, ...], distribution: Distribution, said: str) -> None:
         std = {"ones": 0.0, "conv_uniform": (3 * shape.conv_kernel) ** -0.5}.get(distribution)
-        extra = parameter.endswith(("mamba.norm.weight", "pre_attention_layernorm.weight"))
-        inferred = "; membership of this norm inferred" if extra else ""
-        rule += "; η constant, not decayed"
-        add(parameter, "", size, group, distribution, std, 1.0, rule, LEARNABLE + inferred)
+        source = LEARNABLE + ("; membership of this norm inferred" if ours in INFERRED else "")
+        add(ours, HF_NAMES[ours][0], "", size, distribution, std, 1.0, f"init {said}; η constant, not decayed", source)
 
-    add(
-        "model.embed_tokens.weight",
-        "",
-        (shape.vocab_size, d),
-        "embedding_weight",
-        "normal",
-        init.embedding,
-        m["embedding"],
-        "init constant; embedding constant; η, λ constant",
-        f"{REPORT}; decay inferred",
-    )
-    vector(layer + "input_layernorm.weight", (d,), "input_norm", "ones", "init 1")
+    def norm(ours: str, width: int = d) -> None:
+        vector(ours, (width,), "ones", "1")
+
+    vocabulary("embedding_weight", init.embedding)
+    norm("input_norm")
     if shape.d_ssm:
-        mamba, groups = layer + "mamba.", shape.n_groups * shape.d_state
-        sizes = {"z": shape.d_ssm, "x": shape.d_ssm, "B": groups, "C": groups, "dt": shape.n_ssm_heads}
-        for slice_, size in sizes.items():
-            matrix(mamba + "in_proj.weight", (size, d), "ssm_in_proj", base.d_model, f"ssm_in · ssm_{slice_}", slice_)
-        kernel = shape.conv_kernel
-        vector(mamba + "conv1d.weight", (shape.d_conv, 1, kernel), "conv1d", "conv_uniform", "init U(±kernel^-½)")
-        vector(mamba + "conv1d.bias", (shape.d_conv,), "conv1d", "conv_uniform", "init U(±kernel^-½)")
         heads = (shape.n_ssm_heads,)
-        vector(mamba + "dt_bias", heads, "dt_bias", "softplus_inverse_dt", "init softplus⁻¹(log-uniform 1e-3 … 0.1)")
-        vector(mamba + "A_log", heads, "A_log", "log_uniform_A", "init log U(1, 16)")
-        vector(mamba + "D", heads, "D", "ones", "init 1")
+        hidden("ssm_in_proj", (shape.d_in_proj, d), base.d_model)
+        vector("conv1d_weight", (shape.d_conv, 1, shape.conv_kernel), "conv_uniform", "U(±kernel^-½)")
+        vector("conv1d_bias", (shape.d_conv,), "conv_uniform", "U(±kernel^-½)")
+        vector("dt_bias", heads, "softplus_inverse_dt", "softplus⁻¹(log-uniform 1e-3 … 0.1)")
+        vector("A_log", heads, "log_uniform_A", "log U(1, 16)")
+        vector("D", heads, "ones", "1")
         if shape.gated_norm:
-            vector(mamba + "norm.weight", (shape.d_ssm,), "input_norm", "ones", "init 1")
-        matrix(mamba + "out_proj.weight", (d, shape.d_ssm), "ssm_out_proj", base.d_ssm, "ssm_out")
+            norm("gated_norm", shape.d_ssm)
+        hidden("ssm_out_proj", (d, shape.d_ssm), base.d_ssm)
     if shape.has_attention_norm:
-        vector(layer + "pre_attention_layernorm.weight", (d,), "input_norm", "ones", "init 1")
-    attention = layer + "self_attn."
-    matrix(attention + "q_proj.weight", (shape.d_attn, d), "qkv", base.d_model, "attention_in")
-    matrix(attention + "k_proj.weight", (shape.d_kv, d), "qkv", base.d_model, "attention_in · key")
-    matrix(attention + "v_proj.weight", (shape.d_kv, d), "qkv", base.d_model, "attention_in")
-    matrix(attention + "o_proj.weight", (d, shape.d_attn), "attention_out_proj", base.d_attn, "attention_out")
-    vector(layer + "pre_ff_layernorm.weight", (d,), "pre_ff_norm", "ones", "init 1")
-    mlp = layer + "feed_forward."
-    matrix(mlp + "gate_proj.weight", (shape.d_ff, d), "mlp_gate_proj", base.d_model, "mlp_gate")
-    matrix(mlp + "up_proj.weight", (shape.d_ff, d), "mlp_up_proj", base.d_model, "")
-    matrix(mlp + "down_proj.weight", (d, shape.d_ff), "mlp_down_proj", base.d_ff, "mlp_down")
-    vector("model.final_layernorm.weight", (d,), "final_norm", "ones", "init 1")
-    head = {"zero": 0.0, "rsqrt_fan_in": base.d_model**-0.5}.get(str(init.lm_head))
-    add(
-        "lm_head.weight",
-        "",
-        (shape.vocab_size, d),
-        "lm_head_weight",
-        "zeros" if head == 0.0 else "normal",
-        float(init.lm_head) if head is None else head,
-        m["lm_head"],
-        "init constant; lm_head ∝ d₀/d; η, λ constant",
-        f"{REPORT}; decay inferred",
-    )
-    table = RoleTable(shape, settings, tuple(rows), m)
+        norm("pre_attention_norm")
+    hidden("qkv", (shape.d_attn + 2 * shape.d_kv, d), base.d_model)
+    hidden("attention_out_proj", (d, shape.d_attn), base.d_attn)
+    norm("pre_ff_norm")
+    hidden("mlp_gate_proj", (shape.d_ff, d), base.d_model)
+    hidden("mlp_up_proj", (shape.d_ff, d), base.d_model)
+    hidden("mlp_down_proj", (d, shape.d_ff), base.d_ff)
+    norm("final_norm")
+    lm_head = {"zero": 0.0, "rsqrt_fan_in": base.d_model**-0.5}.get(str(init.lm_head))
+    vocabulary("lm_head_weight", float(init.lm_head) if lm_head is None else lm_head)
+    table = RoleTable(shape, settings, tuple(rows), forward)
     for parameter, slices in table.by_parameter.items():
         if len({(row.lr, row.weight_decay, row.eps) for row in slices}) != 1:
             raise AssertionError(f"{parameter}: LR, WD and eps must not vary inside one parameter")

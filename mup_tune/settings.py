@@ -22,10 +22,11 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 ETA, LAMBDA = 1.28e-3, 0.1  # arXiv 2507.22448: WD 0.1; the LR stands in a launch script of the Falcon-H1 team
 ELR_0, EWD_0 = sqrt(ETA * LAMBDA), sqrt(LAMBDA / ETA)
 GLOBAL_AXES = ("elr", "ewd", "rope_base")
+AXES = (*GLOBAL_AXES, *MULTIPLIER_NAMES)
 
 
 class Init(FrozenModel):
-    """Std of the training init at the base Shape, and the rule that carries the hidden matrices' to any Shape.
+    """Std of the training init at the base Shape, and the rule that carries hidden matrices' to any Shape.
 
     ``rule: fan_in`` multiplies a hidden matrix' base std by √(fan_in/fan_in₀), the abc-equivalent of µP's
     1/√fan_in with a learning rate ∝ 1/fan_in (arXiv 2203.03466, Table 8); ``constant`` is what released
@@ -60,7 +61,7 @@ class Settings(FrozenModel):
         for name in given:
             if name not in MULTIPLIERS:
                 raise ValueError(unknown("multiplier", name, MULTIPLIER_NAMES))
-        return {name: float(given.get(name, 1.0)) for name in MULTIPLIER_NAMES}
+        return {name: float(given.get(name, 1.0)) for name in MULTIPLIERS}
 
     @property
     def eta(self) -> float:
@@ -97,18 +98,26 @@ class Settings(FrozenModel):
 def check_axis(axis: str) -> str:
     """``axis`` itself, or a :class:`UserError` with the nearest name that exists."""
     if axis not in GLOBAL_AXES and axis not in MULTIPLIERS:
-        raise UserError(unknown("axis", axis, (*GLOBAL_AXES, *MULTIPLIER_NAMES)))
+        raise UserError(unknown("axis", axis, AXES))
     return axis
 
 
 def untuned(proxy: Shape) -> Settings:
-    """What a careful engineer starts from: all 35 at 1 with the proxy as base Shape, σ = fan_in^-½, embedding 1."""
+    """What a careful engineer starts from: all 35 at 1, the proxy as base, σ = fan_in^-½, embedding 1."""
     init = Init(hidden="rsqrt_fan_in", embedding=1.0, lm_head="rsqrt_fan_in")
     return Settings(name="untuned", base=Base.of(proxy), init=init, multipliers={})
 
 
+def standard(shape: Shape, settings: Settings) -> Settings:
+    """The standard parametrisation at ``shape``, named ``sp``: nothing but ELR, EWD and RoPE base is tuned.
+
+    All multipliers are 1 and σ = fan_in^-½ at every Shape, and so η and λ are the same at all of them.
+    """
+    return untuned(shape).with_values({axis: settings.value(axis) for axis in GLOBAL_AXES}, name="sp")
+
+
 def falcon_h1_published() -> Settings:
-    """The released models' numbers: their 12 forward multipliers, the unpublished 23 at 1, σ₀ = 0.02 at their base."""
+    """The released models: their 12 forward multipliers, the unpublished 23 at 1, σ₀ = 0.02 at their base."""
     published = {multiplier.name: multiplier.published for multiplier in MULTIPLIERS.values()}
     return Settings(name="falcon-h1-published", base=FALCON_H1_BASE, multipliers=published)
 
@@ -120,8 +129,7 @@ def load_settings(name_or_file: str, proxy: Shape | None) -> Settings:
     """Named Settings, or those of a YAML file.
 
     Args:
-        name_or_file: ``untuned``, ``falcon-h1-published``, or a file that ``Settings.to_yaml`` or a user
-        wrote.
+        name_or_file: ``untuned``, ``falcon-h1-published``, or a YAML file that ``to_yaml`` or a user wrote.
         proxy: the base Shape of ``untuned``; not needed for the others.
     """
     if name_or_file == "falcon-h1-published":

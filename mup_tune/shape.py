@@ -84,6 +84,15 @@ class Shape(FrozenModel):
         return self.d_ssm + self.d_conv + self.n_ssm_heads
 
     @property
+    def slices(self) -> dict[str, dict[str, int]]:
+        """The matrices that hold several projections, and the rows of each, in order."""
+        groups = self.n_groups * self.d_state
+        return {
+            "qkv": {"q": self.d_attn, "k": self.d_kv, "v": self.d_kv},
+            "ssm_in_proj": {"z": self.d_ssm, "x": self.d_ssm, "B": groups, "C": groups, "dt": self.n_ssm_heads},
+        }
+
+    @property
     def has_attention_norm(self) -> bool:
         """Whether attention reads another stream than the SSM does, and so has a norm of its own."""
         return self.block_order == "S_A_M" and self.d_ssm > 0
@@ -128,11 +137,10 @@ RELEASED = ("falcon-h1-0.5b", "falcon-h1-1.5b", "falcon-h1-1.5b-deep", "falcon-h
 
 
 def scaled(shape: Shape, width: int, depth: int | None = None) -> Shape:
-    """``shape`` at another width (and depth): every channel count in proportion, head dims and d_state as they are.
+    """``shape`` at another width (and depth): channel counts in proportion, head dims and d_state kept.
 
     Raises:
-        UserError: a count would have to be rounded; a check across sizes compares like with like or not at
-        all.
+        UserError: a count would have to be rounded, and sizes of one family are compared like with like.
     """
     counts = {
         field: getattr(shape, field) * width / shape.d_model for field in ("n_heads", "n_kv_heads", "d_ssm", "d_ff")

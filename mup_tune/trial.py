@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -9,29 +10,27 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mup_tune.files import FrozenModel, content_hash
+from mup_tune.schedule import Schedule
 from mup_tune.settings import Settings
 from mup_tune.shape import NonNegative, Positive, Shape
 
 IGNORED_TARGET = -100  # among the ids that a batch asks for: not predicted
 
 
-class Budget(FrozenModel):
-    """How long, on how much and in which order a trial trains. Everything is counted in tokens of one member.
-
-    ``lr_decay_to`` is the fraction of the peak that the exponential decay ends at. ``power_onset_tokens``
-    switches on the Effective Power Schedule (η and λ ∝ t^-¼ from there on; arXiv 2507.22448), null leaves
-    both constant. ``val_lengths`` adds validation at these multiples of ``seq_len``, on one text cut into
-    rows of each length. ``dtype`` is that of matrix products; parameters, decays, softmax and losses are
-    float32 either way.
-    """
+class _RowLength(FrozenModel):
+    """A base of its own, so that files and messages name ``seq_len`` before the schedule's sizes."""
 
     seq_len: Positive
-    batch_tokens: Positive
-    total_tokens: Positive
-    warmup_tokens: NonNegative
-    decay_tokens: NonNegative
-    lr_decay_to: Annotated[float, Field(gt=0, le=1)] = 0.1
-    power_onset_tokens: Positive | None = None
+
+
+class Budget(Schedule, _RowLength):
+    """How long, on how much and in which order a trial trains. Everything is counted in tokens of one member.
+
+    ``val_lengths`` adds validation at these multiples of ``seq_len``, on one text cut into rows of each
+    length. ``dtype`` is that of matrix products; parameters, decays, softmax and losses are float32 either
+    way.
+    """
+
     val_tokens: Positive
     val_lengths: tuple[Positive, ...] = ()
     data_seed: NonNegative = 0
@@ -63,10 +62,6 @@ class Budget(FrozenModel):
         """Sequences in a batch."""
         return self.batch_tokens // self.seq_len
 
-    @property
-    def steps(self) -> int:
-        return self.total_tokens // self.batch_tokens
-
 
 class Trial(FrozenModel):
     """(Shape, Budget, Settings, seed). Its hash covers all four and is its identity everywhere."""
@@ -88,6 +83,22 @@ class Trial(FrozenModel):
 
 
 Status = Literal["ok", "diverged"]
+_ON_SOURCE = "loss."
+
+
+def source_loss(name: str) -> str:
+    """The metric that holds the loss on one source of a mixture: ``loss.NAME``."""
+    return f"{_ON_SOURCE}{name}"
+
+
+def sources(metrics: Iterable[str]) -> list[str]:
+    """The sources of a mixture that have a loss of their own among ``metrics``, in their order."""
+    return [metric.removeprefix(_ON_SOURCE) for metric in metrics if metric.startswith(_ON_SOURCE)]
+
+
+def length_loss(factor: int) -> str:
+    """The metric that holds the loss at ``factor`` times the training length: ``loss_x2`` at twice it."""
+    return f"loss_x{factor}"
 
 
 @dataclass(frozen=True)
@@ -95,9 +106,9 @@ class TrialResult:
     """A finished trial. ``loss`` is nats/token on the fixed validation batches, NaN if the member diverged.
 
     ``metrics``: bits_per_byte, train_loss, eta_lambda_T, clipped_fraction, grad_norm, tokens_per_s (this
-    member's share), members (of its pack), flops; ``loss.NAME`` on each source of a mixture; ``loss_x2`` at
-    twice the training length, for every entry of ``val_lengths``. ``reason`` says why and at which step a
-    member diverged.
+    member's share), members (of its pack), flops; :func:`source_loss` of each source of a mixture;
+    :func:`length_loss` of every entry of ``val_lengths``. ``reason`` says why and at which step a member
+    diverged.
     """
 
     trial: Trial

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mup_tune.errors import UserError
-from mup_tune.multipliers import BRANCHES, GROUPS, MATRICES, MULTIPLIER_NAMES, MULTIPLIERS
+from mup_tune.multipliers import FORWARD, GROUPS, MATRICES, MULTIPLIER_NAMES, MULTIPLIERS
 from mup_tune.roles import group_lr_wd, role_table
-from mup_tune.settings import Settings, falcon_h1_published, load_settings, untuned
+from mup_tune.settings import GLOBAL_AXES, Settings, falcon_h1_published, load_settings, standard, untuned
 from mup_tune.shape import RELEASED, Shape, load_shape, make_proxy
 
 # Values of the released config.json files (arXiv 2507.22448), written as the powers and fractions they are.
@@ -57,6 +57,7 @@ RELEASED_VALUES = {
         "ssm_B": 0.17677669529663689,
     },
 }
+BRANCHES = ("attention_out", "ssm_out", "mlp_down")
 
 
 def test_there_are_35_in_three_kinds() -> None:
@@ -64,6 +65,8 @@ def test_there_are_35_in_three_kinds() -> None:
     assert (len(set(MULTIPLIER_NAMES)), kinds.count("forward"), kinds.count("lr"), kinds.count("wd")) == (35, 12, 16, 7)
     grouped = [name for group in ("forward", "matrix_lr", "matrix_wd", "vector_lr") for name in GROUPS[group]]
     assert sorted(grouped) == sorted(MULTIPLIER_NAMES)
+    assert FORWARD.keys() - MULTIPLIERS.keys() == {"attention_in", "ssm_in"}
+    assert [name for name, each in FORWARD.items() if each.closes_branch] == list(BRANCHES)
 
 
 @pytest.mark.parametrize("name", RELEASED_VALUES)
@@ -92,7 +95,7 @@ def test_shapes_whose_released_values_were_not_read_say_that_theirs_are_predicti
 @pytest.mark.parametrize("name", RELEASED)
 @pytest.mark.parametrize("start", ["untuned", "published"])
 def test_completep_moves_the_branches_and_eps_inside_the_blocks_and_nothing_else(name: str, start: str) -> None:
-    """arXiv 2505.01618, Table 1 at α = 1: branches and eps of the residual blocks × L₀/L; η, λ and init as they are."""
+    """arXiv 2505.01618, Table 1 at α = 1: branches and eps of the blocks × L₀/L; η, λ, init as they are."""
     shape = load_shape(name)
     settings = falcon_h1_published() if start == "published" else untuned(load_shape("cpu-64"))
     plain, deep = (
@@ -166,6 +169,20 @@ def test_untuned_at_its_own_base_has_unit_factors_and_rsqrt_init() -> None:
         assert isclose(row.weight_decay, 0.1) == (row.init == "normal")
 
 
+@pytest.mark.parametrize("width", [32, 128])
+def test_the_standard_parametrisation_keeps_the_global_axes_and_nothing_else(width: int) -> None:
+    shape = load_shape(f"cpu-{width}")
+    tuned = falcon_h1_published().scaled({"elr": 2.0, "ewd": 3.0, "rope_base": 1e-6, "key": 0.5})
+    sp = standard(shape, tuned)
+    assert sp.name == "sp"
+    assert (sp.elr, sp.ewd, sp.rope_base) == (tuned.elr, tuned.ewd, tuned.rope_base)
+    assert sp == untuned(shape).with_values({axis: tuned.value(axis) for axis in GLOBAL_AXES}, name="sp")
+    table = role_table(shape, sp)
+    assert {row.multiplier for row in table.rows} == {1.0}
+    assert {row.lr for row in table.rows} == {tuned.eta}
+    assert all(isclose(row.init_std or 0, row.shape[1] ** -0.5) for row in table.rows[1:] if row.init == "normal")
+
+
 @given(st.sampled_from([2, 4, 8]), st.sampled_from(["untuned", "published"]))
 def test_hidden_products_scale_as_mup_and_embedding_and_head_init_stay(factor: int, start: str) -> None:
     """σ·multiplier of a hidden matrix, summed over fan_in terms, keeps its size up to the parked factors."""
@@ -188,7 +205,7 @@ def test_hidden_products_scale_as_mup_and_embedding_and_head_init_stay(factor: i
     assert isclose(at_large.forward["lm_head"] * factor, at_small.forward["lm_head"])
 
 
-@given(st.sampled_from(MATRICES), st.floats(0.1, 10), st.floats(0.1, 10))
+@given(st.sampled_from(list(MATRICES)), st.floats(0.1, 10), st.floats(0.1, 10))
 def test_elr_and_ewd_multipliers_are_orthogonal(name: str, m_elr: float, m_ewd: float) -> None:
     settings = falcon_h1_published().scaled({f"{name}.elr": m_elr, f"{name}.ewd": m_ewd})
     eta, lam = group_lr_wd(settings, name)
@@ -196,7 +213,7 @@ def test_elr_and_ewd_multipliers_are_orthogonal(name: str, m_elr: float, m_ewd: 
     assert isclose(sqrt(lam / eta), settings.ewd * m_ewd, rel_tol=1e-9)
 
 
-@given(st.sampled_from(MATRICES), st.floats(0.1, 10))
+@given(st.sampled_from(list(MATRICES)), st.floats(0.1, 10))
 def test_the_abc_symmetry_keeps_the_elr_and_is_an_ewd_multiplier(name: str, theta: float) -> None:
     """θ in the weight: η → θη and λ → λ/θ, which is mW → mW/θ at the same mE."""
     settings = falcon_h1_published()

@@ -1,4 +1,4 @@
-"""Fits and intervals on simulated losses: coverage, bias, and what they do where there is too little to tell."""
+"""Fits and intervals on simulated losses: coverage, bias, and where there is too little to tell."""
 
 from __future__ import annotations
 

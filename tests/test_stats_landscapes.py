@@ -1,4 +1,4 @@
-"""Bias and coverage of the fits on simulated landscapes whose truth is known (those of benchmarks/landscapes.py)."""
+"""Bias and coverage of the fits on the landscapes of benchmarks/landscapes.py, whose truth is known."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_curvature_is_covered_where_noise_does_not_hide_the_misfit(name, see
 
 
 def test_softening_hidden_by_noise_is_not_covered():
-    """The limitation that docs/method.md names: the parabola's curvature is the whole grid's, below the bottom's."""
+    """The limitation that docs/method.md names: the curvature is the whole grid's, below the bottom's."""
     assert 0.4 < measure("softening", 2, 0.006, DRAWS).curvature < 0.7
     assert measure("softening", 3, 0.002, DRAWS).curvature > 0.95
 

@@ -23,7 +23,7 @@ from mup_tune.model.falcon_h1 import Population
 from mup_tune.roles import role_table
 from mup_tune.settings import untuned
 from mup_tune.shape import Shape
-from mup_tune.train.step import new_population
+from mup_tune.train.population import new_population
 from mup_tune.trial import IGNORED_TARGET
 
 # Odd sizes on purpose: no tile of a kernel is filled exactly.
@@ -60,10 +60,11 @@ TOLERANCES = {torch.float32: Tolerance(1e-5, 2e-4), torch.bfloat16: Tolerance(1e
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One backend on one device in one dtype. ``worst`` is the parameter with the largest gradient error.
+class BackendTest:
+    """One backend on one device in one dtype, tested.
 
-    Errors are None where the backend raised; ``why`` then says what.
+    ``worst`` is the parameter with the largest gradient error. Errors are None where the backend raised;
+    ``why`` then says what.
     """
 
     backend: str
@@ -85,10 +86,10 @@ def devices() -> list[str]:
     return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
 
 
-def self_test() -> list[Verdict]:
+def self_test() -> list[BackendTest]:
     """Every backend that can run, on every device, in every dtype that it trains in."""
     return [
-        verdict(name, device, dtype)
+        tested(name, device, dtype)
         for device in devices()
         for name in backends.BACKENDS
         if backends.missing(name, device) is None
@@ -96,7 +97,7 @@ def self_test() -> list[Verdict]:
     ]
 
 
-def verdict(backend: str, device: str, dtype: torch.dtype) -> Verdict:
+def tested(backend: str, device: str, dtype: torch.dtype) -> BackendTest:
     """Losses and gradients of one backend, compared; whatever it raises is a failed test."""
     started = time.perf_counter()
     loss_error = gradient_error = None
@@ -116,7 +117,7 @@ def verdict(backend: str, device: str, dtype: torch.dtype) -> Verdict:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
     seconds = time.perf_counter() - started
     name = str(dtype).removeprefix("torch.")
-    return Verdict(backend, device, name, loss_error, gradient_error, worst, passed, why, seconds)
+    return BackendTest(backend, device, name, loss_error, gradient_error, worst, passed, why, seconds)
 
 
 def losses_and_gradients(backend: str, device: str, dtype: torch.dtype) -> tuple[Tensor, Gradients]:
@@ -173,7 +174,7 @@ def _population() -> Population:
 
 
 def _error(found_P: Tensor, exact_P: Tensor) -> float:
-    """Norm of the difference over the norm, of the member where it is largest; infinite for what is not finite."""
+    """Norm of the difference over the norm, of the worst member; infinite where something is not finite."""
     found_P1, exact_P1 = found_P.detach().cpu().double().view(len(exact_P), -1), exact_P.view(len(exact_P), -1)
     errors_P = (found_P1 - exact_P1).norm(dim=1) / exact_P1.norm(dim=1)
     return float(errors_P.nan_to_num(nan=inf).max())

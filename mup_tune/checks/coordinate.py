@@ -18,17 +18,17 @@ import torch
 from mup_tune.checks.sites import SITE_BY_NAME, SITES, Snapshot, measure, snapshot
 from mup_tune.data.batches import Batches
 from mup_tune.data.corpus import Corpus
-from mup_tune.engine.runner import out_of_memory
 from mup_tune.errors import UserError
 from mup_tune.model import hf
 from mup_tune.model.falcon_h1 import Population
 from mup_tune.multipliers import DepthRule
 from mup_tune.roles import RoleTable, role_table
-from mup_tune.settings import Settings, untuned
+from mup_tune.settings import Settings, standard
 from mup_tune.shape import Shape
-from mup_tune.stats import Estimate, slope
+from mup_tune.stats import Interval, slope
+from mup_tune.train.device import out_of_memory
 from mup_tune.train.optimizer import MemberAdamW, rates
-from mup_tune.train.step import new_population
+from mup_tune.train.population import new_population
 from mup_tune.train.validation import to_device
 from mup_tune.trial import IGNORED_TARGET
 
@@ -37,7 +37,8 @@ FIRST_JUDGED_STEP = 2
 ROWS, SEQ_LEN = 8, 128
 NO_CLIPPING = float("inf")  # the clip norm is not width-invariant, and AdamW forgets a common factor anyway
 
-Verdict = Literal["pass", "fail", "inconclusive", "reported"]
+Verdict = Literal["pass", "fail", "inconclusive"]
+Reported = Literal["reported"]  # in place of a verdict: nothing was predicted
 Parametrisation = Literal["mup", "sp"]
 Direction = Literal["width", "depth"]
 Prepare = Callable[[Population], None]
@@ -63,17 +64,14 @@ class Judgement:
     site: str
     of: Literal["value", "change", "value at step 0"]
     predicted: float | None
-    excess: Estimate | None
-    verdict: Verdict
+    excess: Interval | None
+    verdict: Verdict | Reported
     why: str = ""
 
 
 def table_for(shape: Shape, settings: Settings, param: Parametrisation) -> RoleTable:
-    """µP: ``settings`` at ``shape`` by the rules. SP: multipliers 1, σ = fan_in^-½, one η and λ at every Shape."""
-    if param == "mup":
-        return role_table(shape, settings)
-    flat = untuned(shape).with_values({"elr": settings.elr, "ewd": settings.ewd, "rope_base": settings.rope_base})
-    return role_table(shape, flat)
+    """``mup``: ``settings`` at ``shape`` by the rules. ``sp``: :func:`mup_tune.settings.standard` of them."""
+    return role_table(shape, settings if param == "mup" else standard(shape, settings))
 
 
 def trace(
@@ -85,7 +83,7 @@ def trace(
     device: str,
     prepare: Prepare | None = None,
 ) -> Trace:
-    """Train ``steps`` steps at constant η and λ without clipping; look at a fixed batch before and after each second.
+    """Train at constant η and λ without clipping; measure on a fixed batch before and after each second step.
 
     Args:
         prepare: changes the population after its init; how sabotage is tested.
@@ -104,7 +102,7 @@ def trace(
     first = snapshot(population, probe[0], probe[1])
     size = shape.d_model if direction == "width" else shape.n_layers
     found = Trace(shape, direction, size, [], {}, {}, [])
-    _look(found, 0, first, first)
+    _record(found, 0, first, first)
     for step in range(steps):
         batch = batches.batch(step)
         optimizer.zero_grad()
@@ -112,7 +110,7 @@ def trace(
         nll_P.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step(1.0, 1.0, optimizer.gradient_norms(), alive)
         if (step + 1) % 2 == 0 or step + 1 == steps:
-            _look(found, step + 1, snapshot(population, probe[0], probe[1]), first)
+            _record(found, step + 1, snapshot(population, probe[0], probe[1]), first)
     return found
 
 
@@ -152,7 +150,7 @@ def _joined(parts: Sequence[dict[str, list[list[float]]]]) -> dict[str, list[lis
     return {site: [[*a, *b] for a, b in zip(steps, second[site], strict=True)] for site, steps in first.items()}
 
 
-def _look(found: Trace, step: int, seen: Snapshot, first: Snapshot) -> None:
+def _record(found: Trace, step: int, seen: Snapshot, first: Snapshot) -> None:
     """Reduce a snapshot to RMS per seed at once: the values themselves would fill the memory."""
     found.steps.append(step)
     found.losses.append([float(x) for x in seen.loss])
@@ -177,8 +175,8 @@ def judge(traces: Sequence[Trace], depth_rule: DepthRule = "none") -> list[Judge
     return rows
 
 
-def verdict_of(measured: Estimate | None, predicted: float, only_growth: bool = False) -> Verdict:
-    """Pass: the whole CI of measured − predicted lies inside ±τ. Fail: all of it outside. Else inconclusive."""
+def verdict_of(measured: Interval | None, predicted: float, only_growth: bool = False) -> Verdict:
+    """Pass: the CI of measured − predicted lies inside ±τ. Fail: it lies outside. Else inconclusive."""
     if measured is None:
         return "inconclusive"
     low, high = measured.low - predicted, measured.high - predicted
@@ -196,7 +194,10 @@ def overall(rows: Sequence[Judgement]) -> Verdict:
 
 
 def _judge_depth(traces: Sequence[Trace], name: str, depth_rule: DepthRule) -> list[Judgement]:
-    """Without a depth rule the stream grows and is only reported; what reads it through a norm must stay flat."""
+    """Without a depth rule the stream grows and is only reported.
+
+    What reads it through a norm must stay flat with any rule.
+    """
     site, rows = SITE_BY_NAME[name], []
     for of in ("value", "change"):
         measured = _slope(traces, name, of)
@@ -206,7 +207,7 @@ def _judge_depth(traces: Sequence[Trace], name: str, depth_rule: DepthRule) -> l
         # CompleteP's stream falls towards the embedding: L random branches of size 1/L add up to L^-½.
         may_shrink = site.only_growth or (name == "residual" and of == "value")
         predicted = 0.0 if depth_rule == "none" else site.depth
-        verdict: Verdict = "reported" if free else verdict_of(measured, predicted, may_shrink)
+        verdict: Verdict | Reported = "reported" if free else verdict_of(measured, predicted, may_shrink)
         rows.append(_row(name, of, None if free else predicted, measured, verdict, why or _why(traces, name, of)))
     return rows
 
@@ -215,16 +216,16 @@ def _row(
     site: str,
     of: Literal["value", "change", "value at step 0"],
     predicted: float | None,
-    measured: Estimate | None,
-    verdict: Verdict,
+    measured: Interval | None,
+    verdict: Verdict | Reported,
     why: str,
 ) -> Judgement:
     shift = predicted or 0.0
-    excess = measured and Estimate(measured.value - shift, measured.low - shift, measured.high - shift)
+    excess = measured and Interval(measured.value - shift, measured.low - shift, measured.high - shift)
     return Judgement(site, of, predicted, excess, verdict, why)
 
 
-def _slope(traces: Sequence[Trace], site: str, of: str) -> Estimate | None:
+def _slope(traces: Sequence[Trace], site: str, of: str) -> Interval | None:
     """Slope of log2 RMS over log2 size; a seed's steps are averaged first, for they are not independent."""
     x, y = [], []
     for each in traces:

@@ -1,4 +1,4 @@
-"""Figures of the coordinate check: every site's RMS, and that of its change, against size, with the predicted slope."""
+"""Figures of the coordinate check: the RMS of every site and of its change against size."""
 
 from __future__ import annotations
 

@@ -26,8 +26,9 @@ GRADIENT = "residual gradient"
 
 @dataclass(frozen=True)
 class Site:
-    """One place in the model. ``width`` is the predicted exponent of its RMS in d at steps ≥ 2, ``start`` at step 0.
+    """One place in the model.
 
+    ``width`` is the predicted exponent of its RMS in d at steps ≥ 2, ``start`` the one at step 0.
     ``only_growth``: judged only by not growing faster than predicted (arXiv 2203.03466, App. D: logits may
     shrink). ``depth``: the exponent in L under CompleteP, where each branch carries a factor 1/L (arXiv
     2505.01618). ``reads_norm``: a branch's input, computed from a normalised stream: depth must not show
@@ -129,7 +130,7 @@ class Recorder:
         self._keep_heads("SSM state output", value_PBTHK.detach() - skipped)
 
     def _qkv(self, value: Tensor) -> None:
-        """q and k as they leave the projection, and the softmax's argument at the pairs that the causal mask keeps."""
+        """q and k as they leave the projection, and the softmax's argument where the mask keeps it."""
         shape = self.shape
         heads = torch.unflatten(value.detach(), -1, (shape.n_heads + 2 * shape.n_kv_heads, -1))
         self._keep("q", heads[..., : shape.n_heads, :])
@@ -158,7 +159,7 @@ class Snapshot:
 
 
 def snapshot(population: Population, tokens_BT: Tensor, targets_BT: Tensor) -> Snapshot:
-    """One forward and backward pass with every site recorded; the population's gradients are cleared after it."""
+    """One forward and backward pass with every site recorded; it leaves the population without gradients."""
     recorder = Recorder(population)
     hidden = population.hidden(tokens_BT, tap=recorder)
     recorder._keep("logits", linear(hidden, population.lm_head_weight).detach())
@@ -184,9 +185,8 @@ def measure(now: Snapshot, first: Snapshot | None, n_layers: int, across_depth: 
         if name == "residual":
             taken = taken[-1:]
         elif across_depth and len(taken) >= n_layers:
-            each = (
-                len(taken) // n_layers
-            )  # heads of a layer, or 1; the stream's gradient has one more, at the embedding
+            # The heads of a layer, or 1; the stream's gradient has one more, at the embedding.
+            each = len(taken) // n_layers
             taken = taken[each * (n_layers // 2) : each * (n_layers // 2 + 1)]
         squares = torch.stack([value.double().flatten(1).square().mean(1) for value in taken])
         pooled = squares.mean(0) if across_depth else torch.exp2(squares.log2().mean(0))

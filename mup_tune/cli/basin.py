@@ -1,4 +1,4 @@
-"""``check basin``: does the optimum of a hyperparameter stay where it is from size to size? A one-stage run."""
+"""``check basin``: does a hyperparameter's optimum stay where it is from size to size? A one-stage run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mup_tune.cli.check import EXIT, sizes
-from mup_tune.cli.inspect import JsonOption
-from mup_tune.cli.output import console, err_console, print_json, print_rows
-from mup_tune.errors import InterruptedRunError, UserError, unknown
+from mup_tune.cli.options import (
+    CorpusOption,
+    Executor,
+    ExecutorOption,
+    FamilyOption,
+    JsonOption,
+    SettingsOption,
+    one_of,
+)
+from mup_tune.cli.output import console, err_console, print_json, print_rows, say
+from mup_tune.errors import InterruptedRunError, UserError
 
 if TYPE_CHECKING:
-    from mup_tune.findings import Basin, Finding, Interval
+    from mup_tune.findings import Finding
+    from mup_tune.findings.basins import Basin
     from mup_tune.search.plan import Plan
+    from mup_tune.stats import Interval
 
 PARAMS = {"mup": ("mup",), "sp": ("sp",), "both": ("mup", "sp")}
 SEQ_LEN, BATCH_TOKENS, VAL_TOKENS = 128, 1024, 32_768
@@ -27,33 +37,30 @@ def basin(
     widths: Annotated[str, typer.Option(help="d_model values, two or more.")] = "32,64,128",
     depths: Annotated[str, typer.Option(help="Layer counts; the shape's own where left out.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds a point; from 3 on the CIs rest on them.")] = 3,
-    param: Annotated[str, typer.Option(help="mup: the rules. sp: standard parametrisation. both: side by side.")] = (
-        "both"
-    ),
-    shape: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="The family: its channel ratios and head dims.")
-    ] = "cpu-64",
-    settings: Annotated[str, typer.Option(metavar="NAME|FILE", help="untuned is relative to --shape.")] = "untuned",
+    param: Annotated[
+        str,
+        one_of(
+            "--param", "parametrisation", PARAMS, "mup: the rules. sp: standard parametrisation. both: side by side."
+        ),
+    ] = "both",
+    shape: FamilyOption = "cpu-64",
+    settings: SettingsOption = "untuned",
     tokens: Annotated[int, typer.Option(min=1, help="Training tokens of every model, whatever its size.")] = 262_144,
     offsets: Annotated[str, typer.Option(help="Grid in log2, relative to the settings' value.")] = "-2,-1,0,1,2",
-    corpus: Annotated[str, typer.Option(help="A prepared corpus.")] = "python-stdlib",
+    corpus: CorpusOption = "python-stdlib",
     run: Annotated[
         Path | None, typer.Option("--run", metavar="DIR", help="Folder of this run; runs/basin-… if left out.")
     ] = None,
-    executor: Annotated[str, typer.Option(help="ray: a lane per device. inline: this process, one device.")] = "ray",
+    executor: ExecutorOption = Executor.RAY,
     json: JsonOption = False,
 ) -> None:
-    """Sweep one hyperparameter at several sizes; the drift of its optimum against the smallest, with its 95 % CI.
+    """Sweep one hyperparameter at several sizes: how far its optimum drifts from the smallest's, with CIs.
 
     Pass: the whole CI at the largest size lies inside ±0.5 log2. Fail: all of it outside. Else inconclusive:
     add seeds, offsets or tokens. The verdict is that of mup where mup is asked for; the tuned losses of mup
     and sp stand side by side. Exit 0 pass, 1 fail, 3 inconclusive. The same command resumes an interrupted
     check.
     """
-    if param not in PARAMS:
-        raise UserError(unknown("parametrisation", param, PARAMS), field="--param")
-    if executor not in ("ray", "inline"):
-        raise UserError(unknown("executor", executor, ("ray", "inline")), field="--executor")
     stage = {
         "hp": hp,
         "widths": sizes(widths, "--widths"),
@@ -65,27 +72,34 @@ def basin(
     plan = _plan(stage, shape, settings, seeds, tokens, corpus)
     folder = run or Path("runs") / f"basin-{hp}-{plan.shape.name}-{plan.hash[:8]}"
     finding = _executed(plan, folder, executor, quiet=json)
-    from mup_tune.report.basins import leading
+    from mup_tune.findings.basins import Basins
     from mup_tune.report.page import write
+    from mup_tune.report.parts.basins import leading
+    from mup_tune.report.words import result_of, summary
     from mup_tune.run.tables import load_run
 
     write(load_run(folder), folder / "report.html")
-    verdict = leading(finding.basins).verdict
+    result = result_of(finding, Basins)
+    verdict = leading(result.basins).verdict
     if json:
-        kept = finding.model_dump(mode="json", include={"basins", "comparisons", "summary"})
-        print_json({"verdict": verdict, "run": str(folder), **kept})
+        kept = result.model_dump(mode="json", include={"basins", "comparisons"})
+        print_json({"verdict": verdict, "run": str(folder), **kept, "summary": summary(finding)})
     else:
-        _print(finding, folder)
+        rows = [row for basin in result.basins for row in _rows(basin)]
+        print_rows(rows, finding.title, "optimum, drift: log2; regret, loss: nats/token; 95 % CIs in brackets")
+        for sentence in summary(finding):
+            console.print(sentence, highlight=False, markup=False)
+        say(f"Report: {folder / 'report.html'}")
     raise typer.Exit(EXIT[verdict])
 
 
 def _plan(stage: dict[str, Any], shape: str, settings: str, seeds: int, tokens: int, corpus: str) -> Plan:
     """A plan of one ``basin`` stage, everything in it checked before anything is written."""
     from mup_tune.files import validated
+    from mup_tune.findings import State
     from mup_tune.roles import role_table
     from mup_tune.search.plan import Header, Plan
-    from mup_tune.search.stage import State
-    from mup_tune.search.stages import BasinCheck
+    from mup_tune.search.stages.basin import BasinCheck
     from mup_tune.settings import load_settings
     from mup_tune.shape import load_shape
 
@@ -119,7 +133,7 @@ def _plan(stage: dict[str, Any], shape: str, settings: str, seeds: int, tokens: 
     return plan
 
 
-def _executed(plan: Plan, folder: Path, executor: str, quiet: bool) -> Finding:
+def _executed(plan: Plan, folder: Path, executor: Executor, quiet: bool) -> Finding:
     from mup_tune.cli.live import Display
     from mup_tune.search.execute import execute, open_sweep
 
@@ -141,28 +155,21 @@ def _offsets(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def _print(finding: Finding, folder: Path) -> None:
-    rows = [row for basin in finding.basins for row in _rows(basin)]
-    print_rows(rows, finding.title, "optimum, drift: log2; regret, loss: nats/token; 95 % CIs in brackets")
-    for sentence in finding.summary:
-        console.print(sentence, highlight=False, markup=False)
-    console.print(f"Report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
-
-
 def _rows(basin: Basin) -> list[dict[str, Any]]:
-    from mup_tune.report.basins import table
+    from mup_tune.report.figures.basins import best_loss, optimum
+    from mup_tune.report.parts.basins import note
 
     return [
         {
             "param": basin.param,
-            "size": row.size.label,
-            f"log2 {basin.hp}": _spoken(row.optimum, 2),
-            "drift": _spoken(row.size.drift, 2),
-            "regret": _spoken(row.size.regret, 4),
-            "best loss": row.loss,
-            "note": row.size.note,
+            "size": size.label,
+            f"log2 {basin.hp}": _spoken(optimum(size), 2),
+            "drift": _spoken(size.drift, 2),
+            "regret": _spoken(size.regret, 4),
+            "best loss": best_loss(size),
+            "note": note(size),
         }
-        for row in table(basin)
+        for size in basin.sizes
     ]
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from mup_tune.cli.inspect import JsonOption
+from mup_tune.cli.options import CorpusOption, FamilyOption, JsonOption, SettingsOption, one_of
 from mup_tune.cli.output import console, err_console, print_json, print_rows
-from mup_tune.errors import UserError, unknown
+from mup_tune.errors import UserError
 from mup_tune.files import dump_yaml, write_atomic
 from mup_tune.multipliers import DepthRule
 from mup_tune.settings import Settings, load_settings
@@ -36,41 +36,41 @@ def sizes(text: str, flag: str) -> tuple[int, ...]:
 
 @check.command()
 def coordinate(
-    shape: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="The family: its channel ratios and head dims.")
-    ] = "cpu-64",
+    shape: FamilyOption = "cpu-64",
     widths: Annotated[str, typer.Option(help="d_model values, three or more.")] = "32,64,128,256",
     depths: Annotated[str, typer.Option(help="Layer counts; checks depth at the shape's own width instead.")] = "",
-    settings: Annotated[str, typer.Option(metavar="NAME|FILE", help="untuned is relative to --shape.")] = "untuned",
+    settings: SettingsOption = "untuned",
     param: Annotated[
-        str, typer.Option(help="mup: the rules. sp: standard parametrisation, which has to fail.")
+        str,
+        one_of(
+            "--param",
+            "parametrisation",
+            ("mup", "sp"),
+            "mup: the rules. sp: standard parametrisation, which has to fail.",
+        ),
     ] = "mup",
     depth_rule: Annotated[
-        str | None, typer.Option(help="none or completep; the Settings' own if left out.", metavar="RULE")
+        str | None, one_of("--depth-rule", "depth rule", get_args(DepthRule), "The Settings' own if left out.")
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Training steps, at constant η and λ, without clipping.")] = 10,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds a size, as many side by side as fit.")] = 3,
-    corpus: Annotated[str, typer.Option(help="A prepared corpus.")] = "python-stdlib",
+    corpus: CorpusOption = "python-stdlib",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for figures and tables.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """RMS of every site, and of its change, against width: measured minus predicted exponent, with its 95 % CI.
+    """RMS of every site and of its change against width: measured minus predicted exponent, with its 95 % CI.
 
     Pass: the whole CI lies inside ±0.1. Fail: all of it outside. Else inconclusive: add seeds or widths. Step
     0 is reported, steps ≥ 2 are judged. Exit 0 pass, 1 fail, 3 inconclusive. q, v, up and the attention
     output grow as d on purpose, k and the residual gradient shrink as 1/d: Falcon-H1 parks its width factors
     there. Logits may shrink.
     """
-    if param not in ("mup", "sp"):
-        raise UserError(unknown("parametrisation", param, ("mup", "sp")), field="--param")
     family = load_shape(shape)
     direction: Direction = "depth" if depths else "width"
     wanted = sizes(depths, "--depths") if depths else sizes(widths, "--widths")
     shapes = [scaled(family, family.d_model, size) if depths else scaled(family, size) for size in wanted]
     tuned = load_settings(settings, family)
     if depth_rule is not None:
-        if depth_rule not in get_args(DepthRule):
-            raise UserError(unknown("depth rule", depth_rule, get_args(DepthRule)), field="--depth-rule")
         tuned = tuned.model_copy(update={"depth_rule": depth_rule})
     from mup_tune.checks.coordinate import check_sizes, judge, overall
 
@@ -106,7 +106,7 @@ def _traces(
     from rich.progress import track
 
     from mup_tune.checks.coordinate import table_for, trace_in_parts
-    from mup_tune.data.corpus import open_corpus
+    from mup_tune.data.stdlib import open_corpus
 
     opened, device = open_corpus(corpus), "cuda" if torch.cuda.is_available() else "cpu"
     if opened.vocab_size > shapes[0].vocab_size:

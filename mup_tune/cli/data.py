@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mup_tune.cli.options import JsonOption
 from mup_tune.cli.output import console, err_console, print_json, print_rows
 
 data = typer.Typer(no_args_is_help=True, help="Prepare text for training.")
@@ -37,9 +38,9 @@ def prepare(
         int | None, typer.Option(metavar="N", help="Instead of --tokenizer, for Megatron pairs.")
     ] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of documents held out for validation.")] = 0.01,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    json: JsonOption = False,
 ) -> None:
-    """Tokenize text, or adopt Megatron .bin/.idx pairs without copying them, and split off validation documents.
+    """Tokenize text, or adopt Megatron .bin/.idx pairs as they lie, and split off documents for validation.
 
     One text file is one document, and so is the `text` of one line of JSONL or one row of Parquet. Compressed
     files (x.txt.gz, x.jsonl.zst) are read as they are. A document's side of the split follows from its

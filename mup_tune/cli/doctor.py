@@ -1,4 +1,4 @@
-"""``doctor``: what is installed, which backend trains on which device, and whether all that can train compute right."""
+"""``doctor``: what is installed, which backend trains on which device, and whether each computes right."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import typer
 
-from mup_tune.cli.inspect import JsonOption
-from mup_tune.cli.output import console, err_console, print_json, print_rows
+from mup_tune.cli.options import JsonOption
+from mup_tune.cli.output import console, err_console, print_json, print_rows, say
 from mup_tune.model.backends import BACKENDS, INSTALL_GPU, INSTALL_MAMBA_SSM, choose, missing
 
 # What it is for, and the command that installs it.
@@ -110,11 +110,9 @@ def _driver() -> str | None:
 
 def _print(packages: list[dict[str, Any]], places: list[dict[str, Any]], tests: list[dict[str, Any]]) -> None:
     print_rows([{key: row[key] for key in ("package", "version", "for", "note")} for row in packages], "Installed")
-    absent = [row for row in packages if row["install"]]
-    for row in absent:
-        console.print(
-            f"{row['package']} ({row['for']}): {row['install']}", highlight=False, markup=False, soft_wrap=True
-        )
+    for row in packages:
+        if row["install"]:
+            say(f"{row['package']} ({row['for']}): {row['install']}")
     for place in places:
         console.print()
         _print_device(place)
@@ -144,8 +142,7 @@ def _print_device(place: dict[str, Any]) -> None:
     lines = [f"{place['device']} ({'; '.join(about)}): trains with {place['backend']}"]
     for name, reason in place["others"].items():
         lines.append(f"  not {name}: {reason or 'it can, but comes later in the order'}")
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    say(*lines)
 
 
 def register(app: typer.Typer) -> None:

@@ -23,6 +23,12 @@ def number(value: object) -> str:
     return " × ".join(str(part) for part in value) if isinstance(value, tuple | list) else str(value)
 
 
+def say(*lines: str) -> None:
+    """Lines for people exactly as they are: no markup, no colours, no wrapping."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_json(data: Any) -> None:
     """Plain JSON on stdout, whatever the terminal."""
     print(json.dumps(data, indent=2, ensure_ascii=False))

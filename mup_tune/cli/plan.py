@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mup_tune.cli.inspect import JsonOption
+from mup_tune.cli.options import JsonOption, ScaleOption, SetOption
 from mup_tune.cli.output import console, print_json, print_rows
 from mup_tune.files import read_yaml, shipped
 
@@ -40,13 +40,11 @@ def plan(
         str | None,
         typer.Argument(metavar="PLAN", help="A shipped plan or a YAML file; left out: the list of shipped ones."),
     ] = None,
-    scale: Annotated[str | None, typer.Option(metavar="NAME", help="One of the plan's `scales:` overlays.")] = None,
-    assign: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a plan's value, as in `sweep`.")
-    ] = None,
+    scale: ScaleOption = None,
+    assign: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """What a plan will train, stage by stage, and every number that follows from it. Nothing is trained or written.
+    """What a plan will train, stage by stage, and every number that follows. Nothing is trained or written.
 
     `trials` is the count if nothing surprises. `at most` adds all that a stage may ask for once it has seen
     its losses: grids extended where the optimum is at their edge, finer grids, moves verified again. No trial
@@ -96,8 +94,8 @@ def corpora(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _prepared(name: str) -> Corpus | None:
-    from mup_tune.data.corpus import CORPUS_FILE, DEFAULT_CORPUS, Corpus
-    from mup_tune.data.stdlib import default_folder
+    from mup_tune.data.corpus import CORPUS_FILE, Corpus
+    from mup_tune.data.stdlib import DEFAULT_CORPUS, default_folder
 
     folder = default_folder()[0] if name == DEFAULT_CORPUS else Path(name)
     return Corpus.open(folder) if (folder / CORPUS_FILE).is_file() else None
@@ -105,7 +103,7 @@ def _prepared(name: str) -> Corpus | None:
 
 def _notes(plan: Plan, facts: dict[str, Any]) -> list[str]:
     """What a user should know before paying for it, a sentence or two each."""
-    from mup_tune.data.corpus import DEFAULT_CORPUS
+    from mup_tune.data.stdlib import DEFAULT_CORPUS
 
     notes = []
     if facts["eta_lambda_T"] < 1:

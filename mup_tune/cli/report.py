@@ -7,31 +7,32 @@ from typing import Annotated
 
 import typer
 
-from mup_tune.cli.output import console
+from mup_tune.cli.options import RunArgument
+from mup_tune.cli.output import say
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
+    run: RunArgument,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="HTML file to write; RUN/report.html if left out.")
     ] = None,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Write the page of a run: the gain with its CI, what was run, every sweep's figure, and the Settings found.
+    """Write the page of a run: the gain with its CI, what was run, every sweep's figure, the Settings found.
 
     The page needs no network and no server. A run still in progress gives a page on what is known so far.
     """
     from mup_tune.report.page import write
     from mup_tune.run.folder import RunFolder
     from mup_tune.run.journal import Journal
-    from mup_tune.run.tables import load_run, write_tables
+    from mup_tune.run.tables import FINDINGS, load_run, write_tables
 
     file = out or run / "report.html"
     folder = RunFolder.open(run)
-    if not (folder.tables / "findings.json").is_file():  # its first stage has not ended
+    if not (folder.tables / FINDINGS).is_file():  # its first stage has not ended
         write_tables(folder, Journal(folder, writable=False))
     write(load_run(run), file)
-    console.print(str(file), highlight=False, soft_wrap=True, markup=False)
+    say(str(file))
     if show:
         typer.launch(file.resolve().as_uri())
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from mup_tune.cli.options import Executor, ExecutorOption, JsonOption, RunArgument, ScaleOption, SetOption
 from mup_tune.cli.output import console, print_json, print_rows
-from mup_tune.errors import InterruptedRunError, UserError, unknown
+from mup_tune.errors import InterruptedRunError, UserError
 
 
 def sweep(
@@ -16,17 +17,13 @@ def sweep(
         str, typer.Argument(metavar="PLAN", help="A shipped plan (`mup-tune plan` lists them) or a YAML file.")
     ],
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of this run; resumes one that exists.")],
-    executor: Annotated[
-        str, typer.Option(help="ray: a lane per device. inline: this process, one device (or one core).")
-    ] = "ray",
+    executor: ExecutorOption = Executor.RAY,
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster to join; a local one is started if absent.")
     ] = None,
     lanes: Annotated[int | None, typer.Option(min=1, help="Lanes on Ray; one per GPU, or per core, if absent.")] = None,
-    assign: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a plan's value, e.g. seeds=[0,1].")
-    ] = None,
-    scale: Annotated[str | None, typer.Option(metavar="NAME", help="One of the plan's `scales:` overlays.")] = None,
+    assign: SetOption = None,
+    scale: ScaleOption = None,
 ) -> None:
     """Run a plan: train populations of proxies stage by stage and keep the best settings.
 
@@ -34,9 +31,7 @@ def sweep(
     Ctrl-C, `kill -9` or a crash; packs that were committed are not trained again. Reports come from `mup-tune
     report DIR`, full-size configs from `mup-tune transfer DIR`.
     """
-    if executor not in ("ray", "inline"):
-        raise UserError(unknown("executor", executor, ("ray", "inline")), field="--executor")
-    if executor == "inline" and (address or lanes):
+    if executor is Executor.INLINE and (address or lanes):
         raise UserError("has no meaning with --executor inline", field="--address" if address else "--lanes")
     from mup_tune.search.plan import load_plan
 
@@ -44,6 +39,7 @@ def sweep(
     target = loaded.header.target or "falcon-h1-0.5b"
 
     from mup_tune.cli.live import Display
+    from mup_tune.report.words import summary
     from mup_tune.search.execute import execute, open_sweep
 
     try:
@@ -52,7 +48,7 @@ def sweep(
                 findings = execute(loaded, folder, walk, executor, address, lanes, on_event)
             for finding in findings:
                 console.print(f"[bold]{finding.stage}[/] {finding.title}", highlight=False)
-                for sentence in finding.summary:
+                for sentence in summary(finding):
                     console.print(f"  {sentence}", highlight=False, markup=False)
             console.print(
                 f"Tuned settings: {folder.path / 'settings' / 'incumbent.yaml'}. "
@@ -65,11 +61,9 @@ def sweep(
         ) from None
 
 
-def status(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
-) -> None:
+def status(run: RunArgument, json: JsonOption = False) -> None:
     """Where a run stands: stages, trials, the best loss, and whether a driver is at work."""
+    from mup_tune.report.words import summary
     from mup_tune.run.folder import RunFolder
     from mup_tune.run.journal import Journal
 
@@ -89,7 +83,7 @@ def status(
                 "stage": stage,
                 "state": "concluded" if stage in findings else "running",
                 "trials": journal.trial_count(stage),
-                "summary": " ".join(findings[stage].summary) if stage in findings else "",
+                "summary": " ".join(summary(findings[stage])) if stage in findings else "",
             }
             for stage in stages
         ],

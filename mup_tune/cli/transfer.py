@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from mup_tune.cli.inspect import JsonOption
-from mup_tune.cli.output import console, print_json
+from mup_tune.cli.options import JsonOption
+from mup_tune.cli.output import console, print_json, say
 
 
 def transfer(
@@ -53,16 +53,14 @@ def transfer(
         return
     for warning in export.warnings:
         console.print("[bold yellow]warning:[/] ", end="")
-        console.print(warning, markup=False, highlight=False, soft_wrap=True)
-    lines = [
+        say(warning)
+    say(
         f"{export.target}, {export.parameters:,} parameters, from {export.origin}",
         *([f"note: {export.note}"] if export.note else []),
         export.verification,
         f"{export.out}: {', '.join(export.files)}",
         f"Read {export.out / 'README.md'} before training: config.json alone starts from a wrong init.",
-    ]
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    )
 
 
 def register(app: typer.Typer) -> None:

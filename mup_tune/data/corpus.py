@@ -15,7 +15,6 @@ from mup_tune.errors import UserError
 from mup_tune.files import FrozenModel, content_hash, validated
 
 CORPUS_FILE = "corpus.json"
-DEFAULT_CORPUS = "python-stdlib"
 Split = Literal["train", "val"]
 
 
@@ -142,15 +141,6 @@ class Corpus:
 
     def stream(self, split: Split) -> TokenStream:
         return TokenStream(self, split)
-
-
-def open_corpus(name_or_path: str) -> Corpus:
-    """The corpus ``python-stdlib``, prepared at first use, or the one in a folder."""
-    if name_or_path != DEFAULT_CORPUS:
-        return Corpus.open(name_or_path)
-    from mup_tune.data.stdlib import default_corpus  # it prepares a corpus, so it needs this module first
-
-    return default_corpus()
 
 
 class TokenStream:

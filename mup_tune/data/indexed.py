@@ -35,7 +35,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 def mapped(path: Path, dtype: np.dtype[Any], count: int, offset: int = 0) -> NDArray[Any]:
-    """``count`` numbers of a file, memory-mapped read-only; an empty map is an ordinary array (mmap refuses those)."""
+    """``count`` numbers of a file, memory-mapped read-only; an ordinary array where there are none."""
     if not count:
         return np.empty(0, dtype)
     return np.memmap(path, dtype, mode="r", offset=offset, shape=(count,))

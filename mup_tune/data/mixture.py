@@ -19,8 +19,9 @@ import numpy as np
 from pydantic import Field
 
 from mup_tune.data.batches import Batch, Batches
-from mup_tune.data.corpus import DEFAULT_CORPUS, Corpus, Split, open_corpus
+from mup_tune.data.corpus import Corpus, Split
 from mup_tune.data.draw import Draw
+from mup_tune.data.stdlib import DEFAULT_CORPUS, open_corpus
 from mup_tune.errors import UserError
 from mup_tune.files import FrozenModel, content_hash
 
@@ -28,10 +29,11 @@ TOLERANCE = 1e-6  # of a sum of weights: thirds may be written with seven digits
 
 
 class Data(FrozenModel):
-    """``corpus``: a folder that ``mup-tune data prepare`` wrote, or ``python-stdlib``, the real text every machine has.
+    """One corpus of the plan.
 
-    ``weight``: its share of a mixture's rows. A trial that would read its training tokens more than
-    ``max_epochs`` times is refused.
+    ``corpus``: a folder that ``mup-tune data prepare`` wrote, or ``python-stdlib``, the real text that every
+    machine has. ``weight``: its share of a mixture's rows. A trial that would read its training tokens more
+    than ``max_epochs`` times is refused.
     """
 
     corpus: str = DEFAULT_CORPUS
@@ -171,7 +173,7 @@ class MixedBatches:
     """Batches over a mixture, a pure function of (mixture, split, sizes, seed, step).
 
     Rows come from the sources in proportion to their weights (:class:`Draw`), each source's in its own order
-    ( :class:`~mup_tune.data.batches.Batches`): with one source these are its batches, bit for bit.
+    (:class:`~mup_tune.data.batches.Batches`): with one source these are its batches, bit for bit.
     """
 
     def __init__(self, mixture: Mixture, split: Split, seq_len: int, rows: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""A pseudo-random order of any number of rows, computed row by row: nothing is stored and nothing is shuffled."""
+"""A pseudo-random order of any number of rows, computed row by row: nothing is stored or shuffled."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""From inputs to a corpus folder: tokenize text into a Megatron pair, or take a pair as it is; then split by index.
+"""From inputs to a corpus folder.
 
+Text is tokenized into a Megatron pair, and a pair is taken as it is; the split is two indices into either.
 Memory is a few megabytes of buffers, the document at hand, and about 50 bytes a document for its hash and
 index.
 """
@@ -25,7 +26,7 @@ from mup_tune.data.tokenizer import Tokenizer, TokenizerInfo, load_tokenizer
 from mup_tune.errors import UserError
 from mup_tune.files import write_atomic
 
-GROUP_CHARS = 1 << 20  # texts are tokenized in groups of about this size: the package spreads a group over the cores
+GROUP_CHARS = 1 << 20  # texts are tokenized in groups of about this size, which the package spreads over cores
 CHUNK_TOKENS = 1 << 20
 
 
@@ -134,7 +135,7 @@ def _fill(folder: Path, found: Found, tokenizer: Tokenizer, val_fraction: float,
 
 
 def _write_pair(prefix: Path, texts: Iterable[str], tokenizer: Tokenizer, records: Records) -> None:
-    """Tokenize into PREFIX.bin/.idx with an EOD after every document; the hash is of the text, not of its tokens."""
+    """Tokenize into PREFIX.bin/.idx with an EOD after every document; the hash is of the text."""
     assert tokenizer.encode is not None
     eod = tokenizer.info.eod
     with PairWriter(prefix, token_dtype(tokenizer.info.vocab_size)) as writer:

@@ -20,7 +20,7 @@ BUFFER = 1 << 20
 
 
 def read(path: Path, skipped: Counter[str], advance: Advance) -> Iterator[str]:
-    """The documents of ``path``, possibly empty ones, by its suffix; holds one document or one buffer at a time.
+    """The documents of ``path``, possibly empty ones, by its suffix; holds one of them at a time.
 
     Raises:
         UserError: names the file, and the line or column, that cannot be read or decompressed.
@@ -95,7 +95,7 @@ def _lines(path: Path, codec: str | None, skipped: Counter[str], advance: Advanc
 
 
 def _rows(path: Path, _: str | None, skipped: Counter[str], advance: Advance) -> Iterator[str]:
-    """A row of Parquet is one document, its column ``text``; progress is by rows, for one column is not the file."""
+    """A row of Parquet is one document, its column ``text``; progress is counted in rows."""
     import pyarrow
     from pyarrow import parquet
 

@@ -35,7 +35,7 @@ def check_epochs(mixture: Mixture, total_tokens: int) -> None:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Validation rows of each source: at ``seq_len``, and at the largest of ``val_lengths`` (empty without those)."""
+    """Validation rows of each source: at ``seq_len``, and at the largest of ``val_lengths`` or empty."""
 
     each: list[int]
     longest: list[int]

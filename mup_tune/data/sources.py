@@ -15,7 +15,7 @@ from mup_tune.errors import UserError
 
 @dataclass
 class Found:
-    """Text, JSONL and Parquet files in reading order, or prefixes of Megatron pairs; ``skipped`` counts by reason."""
+    """Files of documents in reading order, or prefixes of Megatron pairs; ``skipped`` counts by reason."""
 
     texts: list[Path] = field(default_factory=list)
     pairs: list[Path] = field(default_factory=list)

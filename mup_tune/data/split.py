@@ -20,7 +20,7 @@ DIGEST_BYTES = 16
 
 @dataclass
 class Records:
-    """What is remembered of every document until the split: 24 bytes each. ``sizes`` is empty where text is unknown."""
+    """24 bytes of every document, kept until the split; ``sizes`` is empty where the text is unknown."""
 
     digests: bytearray = field(default_factory=bytearray)
     sizes: array[int] = field(default_factory=lambda: array("q"))
@@ -36,9 +36,10 @@ class Records:
 
 
 def validation_side(keys: NDArray[np.uint64], val_fraction: float) -> NDArray[np.bool_]:
-    """True for the documents whose hash falls below ``val_fraction`` of its range: independent of order and company.
+    """True for the documents whose hash falls below ``val_fraction`` of its range.
 
-    Where that leaves a side empty, the documents with the nearest hash move over.
+    So a document's side depends neither on the order nor on the other documents. Where that leaves a side
+    empty, the documents with the nearest hash move over.
 
     Raises:
         UserError: there are no two different documents.

@@ -1,4 +1,4 @@
-"""The corpus ``python-stdlib``, which every machine can make for itself."""
+"""Corpora by name: a folder, or ``python-stdlib``, which every machine can make for itself."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from mup_tune.data.corpus import DEFAULT_CORPUS, Corpus
+from mup_tune.data.corpus import Corpus
 from mup_tune.data.prepare import write_corpus
 from mup_tune.data.sources import Found
 from mup_tune.data.tokenizer import load_tokenizer
 from mup_tune.errors import UserError
 
+DEFAULT_CORPUS = "python-stdlib"
 EXCLUDED = {"site-packages", "dist-packages", "__pycache__"}
 VAL_FRACTION = 0.05  # a small corpus: 1 % would be too few documents to validate on
+
+
+def open_corpus(name_or_path: str) -> Corpus:
+    """The corpus ``python-stdlib``, prepared at first use, or the one in a folder."""
+    return default_corpus() if name_or_path == DEFAULT_CORPUS else Corpus.open(name_or_path)
 
 
 def default_corpus(cache_dir: Path | None = None, stdlib: Path | None = None) -> Corpus:
@@ -73,6 +79,6 @@ def _fingerprint(root: Path, paths: list[Path]) -> str:
 
 
 def _cache_dir() -> Path:
-    """The XDG base directory for caches; a relative $XDG_CACHE_HOME is to be ignored, says its specification."""
+    """The XDG base directory for caches; its specification ignores a relative $XDG_CACHE_HOME."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "mup-tune"

@@ -1,4 +1,4 @@
-"""Tokenizers: raw bytes, a Hugging Face ``tokenizer.json``, or just a vocabulary for pairs that are tokens already."""
+"""Tokenizers: raw bytes, a Hugging Face ``tokenizer.json``, or just a vocabulary where tokens are given."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ END_TOKENS = (
 
 
 class TokenizerInfo(FrozenModel):
-    """What a corpus remembers: ``ids`` means the tokens came from elsewhere and only the vocabulary is known."""
+    """What a corpus remembers. ``ids``: the tokens came from elsewhere and only the vocabulary is known."""
 
     kind: Literal["bytes", "file", "ids"]
     file: str = ""

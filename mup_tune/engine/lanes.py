@@ -33,7 +33,7 @@ class Lane(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         self.lane: str = config["lane"]
         self.mailbox = ray.get_actor(config["mailbox"])
-        self.report = throttled(lambda progress: self.mailbox.say.remote(progress))
+        self.report = throttled(lambda progress: self.mailbox.post.remote(progress))
         self.runner: Runner | None = None
         with contextlib.suppress(Exception):  # raised again, and reported, with the first work
             self._build()
@@ -63,7 +63,7 @@ class Lane(tune.Trainable):
             return flat
 
 
-class Passing(BaseException):
+class ForwardedError(BaseException):
     """Carries an exception through Tune's loop, which would turn it into a TuneError with a text in it."""
 
     def __init__(self, error: Exception) -> None:
@@ -72,11 +72,11 @@ class Passing(BaseException):
 
 
 @contextlib.contextmanager
-def _passing() -> Iterator[None]:
+def _forwarding() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise Passing(error) from error
+        raise ForwardedError(error) from error
 
 
 class Host(tune.Callback, tune.Stopper):
@@ -86,13 +86,13 @@ class Host(tune.Callback, tune.Stopper):
         self._mailbox, self._dispatcher, self._on_event = mailbox, dispatcher, on_event
         self._failed_starts = 0
         self._up: dict[str, Any] = {}  # actor handles by lane
-        self._words, self._asked = mailbox.heard.remote(), time.monotonic()
+        self._drained, self._asked = mailbox.drain.remote(), time.monotonic()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         lane = trial.config["lane"]
         self._failed_starts = 0
         self._up[lane] = trial.temporary_state.ray_actor
-        with _passing():
+        with _forwarding():
             self._dispatcher.joined(lane)
 
     def on_trial_result(
@@ -100,7 +100,7 @@ class Host(tune.Callback, tune.Stopper):
     ) -> None:
         if "outcome" not in result:
             return
-        with _passing():  # popped: Tune keeps a lane's last result for its own snapshots
+        with _forwarding():  # popped: Tune keeps a lane's last result for its own snapshots
             self._dispatcher.finished(trial.config["lane"], result.pop("attempt"), result.pop("outcome"))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -109,21 +109,21 @@ class Host(tune.Callback, tune.Stopper):
         if actor is not None:
             ray.kill(actor)  # an unreachable actor may still live and hold the device
         self._mailbox.forget.remote(lane)
-        with _passing():
+        with _forwarding():
             self._failed_starts += actor is None
             if self._failed_starts > STARTS_ALLOWED:
                 raise RuntimeError(f"lanes die while they start: {error}")
             self._dispatcher.left(lane, error)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tune comes by about ten times a second: time to look for progress, without waiting for it."""
+        """Tune calls this about ten times a second: report progress where there is any, without waiting."""
         now = time.monotonic()
-        if now - self._asked < PROGRESS_EVERY_S or not ray.wait([self._words], timeout=0)[0]:
+        if now - self._asked < PROGRESS_EVERY_S or not ray.wait([self._drained], timeout=0)[0]:
             return
-        with _passing():
-            for progress in ray.get(self._words):
+        with _forwarding():
+            for progress in ray.get(self._drained):
                 self._on_event(progress)
-        self._words, self._asked = self._mailbox.heard.remote(), now
+        self._drained, self._asked = self._mailbox.drain.remote(), now
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its stopper into snapshots that nobody reads; the source must stay out of them
@@ -133,7 +133,7 @@ class Host(tune.Callback, tune.Stopper):
 
     def stop_all(self) -> bool:
         if self._dispatcher.done:
-            self._mailbox.close.remote()  # lanes that wait for work go home
+            self._mailbox.close.remote()  # ends lanes that wait for work
         return self._dispatcher.done
 
 
@@ -151,7 +151,7 @@ def _reason(trial: Any) -> Exception:
     )
 
 
-class Roll(Searcher):
+class LaneSearcher(Searcher):
     """Tune's source of trials: one lane per device, and another whenever the cluster has grown."""
 
     def __init__(self, capacity: Callable[[], int], mailbox: str) -> None:

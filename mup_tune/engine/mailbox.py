@@ -1,4 +1,4 @@
-"""The mailbox between the driver and its lanes on Ray. Imports neither Ray Tune nor torch: its process starts fast."""
+"""The mailbox between the driver and its lanes on Ray. It imports no Ray Tune and no torch, to start fast."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Mailbox:
         return None if self._closed else await self._slot(lane).get()
 
     async def forget(self, lane: str) -> None:
-        """A new lane takes the name: neither an old parcel nor a dead lane's pending ``take`` may get in its way."""
+        """A new lane takes the name: no old parcel and no dead lane's pending ``take`` may get in its way."""
         self._slots.pop(lane, None)
 
     async def close(self) -> None:
@@ -37,13 +37,13 @@ class Mailbox:
         for slot in self._slots.values():
             slot.put_nowait(None)
 
-    async def say(self, progress: Progress) -> None:
+    async def post(self, progress: Progress) -> None:
         self._progress[progress.lane] = progress
 
-    async def heard(self) -> list[Progress]:
-        """The latest word of each lane that spoke since the last call."""
-        words, self._progress = list(self._progress.values()), {}
-        return words
+    async def drain(self) -> list[Progress]:
+        """The latest progress of each lane that posted any since the last call."""
+        latest, self._progress = list(self._progress.values()), {}
+        return latest
 
     def _slot(self, lane: str) -> asyncio.Queue[Parcel | None]:
         return self._slots.setdefault(lane, asyncio.Queue())

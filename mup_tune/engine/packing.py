@@ -9,11 +9,12 @@ from mup_tune.engine.work import Calibration
 from mup_tune.errors import UserError
 from mup_tune.trial import Pack, Trial
 
-TIE = 0.03  # below this relative difference in tokens/s two sizes are equally fast: one-shot timings vary by more
+# Below this relative difference in tokens/s two sizes are equally fast: timings vary by more.
+TIE = 0.03
 
 
 def population_size(calibration: Calibration, n_trials: int, lanes: int) -> int:
-    """Members per pack: the fastest size by ``calibration``, but never so many that a lane stays without work.
+    """Members per pack: the fastest size by ``calibration``, but never so many that a lane has no work.
 
     ``min(P*, ceil(n_trials / lanes))`` and at least 1, where P* is the smallest size within 3 % of the
     fastest.
@@ -34,7 +35,7 @@ def population_size(calibration: Calibration, n_trials: int, lanes: int) -> int:
 
 
 def split(trials: tuple[Trial, ...], size: int) -> list[tuple[Trial, ...]]:
-    """Cut ``trials`` in order into as few groups of at most ``size`` as possible; group sizes differ by at most 1."""
+    """Cut ``trials`` in order into as few groups of at most ``size`` as can be; sizes differ by at most 1."""
     if not trials:
         return []
     groups = ceil(len(trials) / size)

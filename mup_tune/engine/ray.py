@@ -56,7 +56,7 @@ LANE_ENV = {
 HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 8}
 OBJECT_STORE_BYTES = 512 * 2**20  # outcomes are a few MB; the default of 30 % of the memory belongs to the models
 CAPACITY_EVERY_S = 1.0
-KNOCK_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
 COMMON: dict[str, Any] = {
     "log_to_driver": False,
     "logging_level": logging.ERROR,
@@ -74,7 +74,7 @@ def drive(
     lanes: int | None,
     gpus: bool | None = None,
 ) -> None:
-    """Run everything ``source`` hands out on lanes, until it says DONE; its methods are called in this thread.
+    """Run all that ``source`` hands out on lanes, until it says DONE; its methods are called in this thread.
 
     Args:
         run_dir: Tune's files go to its folder ``ray``.
@@ -112,7 +112,7 @@ def _host(
     from ray import cloudpickle, tune
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from mup_tune.engine.lanes import Host, Lane, Passing, Roll
+    from mup_tune.engine.lanes import ForwardedError, Host, Lane, LaneSearcher
     from mup_tune.engine.mailbox import Mailbox
 
     name = f"mup-tune-{uuid.uuid4().hex[:12]}"
@@ -130,7 +130,7 @@ def _host(
             Lane,
             name="lanes",
             storage_path=str(run_dir.absolute() / "ray"),
-            search_alg=Roll(capacity, name),
+            search_alg=LaneSearcher(capacity, name),
             num_samples=-1,
             resources_per_trial={"cpu": 1, "gpu": 1} if gpus else {"cpu": 1},
             max_failures=-1,
@@ -141,8 +141,8 @@ def _host(
             trial_name_creator=lambda trial: str(trial.config["lane"]),
             trial_dirname_creator=lambda trial: str(trial.config["lane"]),
         )
-    except Passing as passing:
-        raise passing.error from None
+    except ForwardedError as forwarded:
+        raise forwarded.error from None
 
 
 def _capacity(ray: Any, device: str, lanes: int | None) -> Callable[[], int]:
@@ -174,7 +174,7 @@ def _cluster(address: str | None, num_cpus: int | None) -> Iterator[Any]:
             _join(ray, str(address))
         yield ray
     finally:
-        with _unbroken():
+        with _interrupt_deferred():
             ours = _processes(temp_dir) if temp_dir else []
             ray.shutdown()
             if temp_dir:
@@ -217,8 +217,8 @@ def _join(ray: Any, address: str) -> None:
             fix="Give HOST:PORT as `ray start --head` prints it, or `auto` on a node of the cluster",
         )
     try:
-        if host:  # Ray itself would knock for minutes
-            socket.create_connection((host, int(port)), KNOCK_S).close()
+        if host:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
         ray.init(address=address, **COMMON)
     except (OSError, OverflowError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
@@ -241,7 +241,7 @@ def _processes(temp_dir: str) -> list[Any]:
 
 
 def _end(processes: list[Any]) -> None:
-    """Kill what an interrupted start leaves and agents that would linger for a minute; writers must be gone."""
+    """Kill what an interrupted start leaves, and agents that would linger for a minute and write files."""
     psutil = importlib.import_module("psutil")
     for process in processes:
         with contextlib.suppress(psutil.Error):  # mostly: it is gone
@@ -250,7 +250,7 @@ def _end(processes: list[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _unbroken() -> Iterator[None]:
+def _interrupt_deferred() -> Iterator[None]:
     """Hold Ctrl-C back for a moment: a Ray that is half ended would outlive this process."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -266,7 +266,7 @@ def _unbroken() -> Iterator[None]:
 
 
 def _remove(folder: Path) -> None:
-    """An orphan's last words may come in between: try again for a little while."""
+    """A dying process may still write a file: try again for a little while."""
     for _ in range(10):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():

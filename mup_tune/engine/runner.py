@@ -1,4 +1,4 @@
-"""What a lane runs: packs and calibrations on one device. Built inside the lane, torch is imported there only."""
+"""What a lane runs: packs and calibrations on one device. Only inside the lane is torch imported."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from mup_tune.engine.work import Calibrate, Calibration, Outcome, OutOfMemoryError, Progress, Report, Runner, Work
 from mup_tune.errors import UserError
+from mup_tune.train.device import Device, measure_device, out_of_memory
 from mup_tune.trial import Pack, Trial
 
 if TYPE_CHECKING:
     from mup_tune.data.batches import Batch
     from mup_tune.data.mixture import Data, Mixture
     from mup_tune.train.step import Steps
-    from mup_tune.train.trainer import Device
 
 CALIBRATION_STEPS = 3
 WORTH = 0.05  # relative gain in tokens/s below which a doubling of the population is not worth measuring on
@@ -24,7 +24,9 @@ WORTH = 0.05  # relative gain in tokens/s below which a doubling of the populati
 
 @dataclass(frozen=True)
 class TrainingRunner:
-    """Picklable factory of a lane's runner: ``data`` to train on, by absolute paths, and the hash it must have.
+    """Picklable factory of a lane's runner.
+
+    ``data``: what to train on, by absolute paths. ``hash``: the hash that it must have.
 
     A lane has one thread: several lanes then fill a CPU better than one lane's threads do, and inline and Ray
     give bitwise the same losses for the same pack.
@@ -34,10 +36,10 @@ class TrainingRunner:
     hash: str
 
     def __call__(self, lane: str) -> Runner:
-        return _Lane(lane, self.data, self.hash)
+        return _LaneRunner(lane, self.data, self.hash)
 
 
-class _Lane:
+class _LaneRunner:
     def __init__(self, lane: str, data: tuple[Data, ...], expected: str) -> None:
         import torch
 
@@ -84,30 +86,6 @@ def _check(data: Mixture, expected: str) -> None:
         )
 
 
-def measure_device(name: str) -> Device:
-    """The device with its matmul peak in every dtype that trains on it.
-
-    The fastest of ten products: other lanes slow some of them down, and a low peak would flatter every MFU.
-    """
-    import torch
-
-    from mup_tune.train.trainer import Device
-
-    sizes = {"float32": 4096, "bfloat16": 8192} if name == "cuda" else {"float32": 512}
-    peaks = {}
-    for dtype, size in sizes.items():
-        a = torch.randn(size, size, device=name, dtype=getattr(torch, dtype))
-        times = []
-        for _ in range(10):
-            started = time.perf_counter()
-            a @ a
-            if name == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
-        peaks[dtype] = 2 * size**3 / min(times)
-    return Device(name, torch.get_num_threads(), peaks)
-
-
 def calibrate(work: Calibrate, data: Mixture, device: Device, steps: Steps | None = None) -> Calibration:
     """Tokens/s by population size, median of a few steps each; stops where larger clearly stops paying."""
     budget = work.trial.budget
@@ -132,7 +110,7 @@ def calibrate(work: Calibrate, data: Mixture, device: Device, steps: Steps | Non
 def _seconds_a_step(
     trials: tuple[Trial, ...], batch: Batch, data: Mixture, device: Device, steps: Steps | None
 ) -> float:
-    """Of a population that is given up again; a batch is validated too, since that takes memory of its own."""
+    """Of a population that is then dropped; a batch is validated too, for that takes memory of its own."""
     import torch
 
     from mup_tune.train.trainer import PackTraining
@@ -149,12 +127,3 @@ def _seconds_a_step(
     with torch.no_grad():
         training.stepper.nll(*to_device(batch, device.name))
     return median(times[1:])
-
-
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether the device's memory ran out: drivers and libraries say so in errors of their own, or in their causes."""
-    if error is None:
-        return False
-    text = str(error)
-    known = type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "ALLOC_FAILED" in text
-    return known or out_of_memory(error.__cause__ or error.__context__)

@@ -1,4 +1,4 @@
-"""The protocol between a run and whoever trains: work goes out, outcomes come back, decisions stay with the source.
+"""The protocol between a run and whoever trains: work goes out, outcomes come back, the source decides.
 
 A source is pure bookkeeping (it knows no Ray and no torch); a driver (:mod:`~mup_tune.engine.inline`,
 :mod:`~mup_tune.engine.ray`) owns lanes, one per device; a runner is what a lane calls, built once per lane so
@@ -42,7 +42,7 @@ Outcome = Calibration | PackResult
 
 @dataclass(frozen=True)
 class Progress:
-    """A lane's word from inside a pack."""
+    """How far a lane is in a pack."""
 
     lane: str
     pack_id: str

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def rope_inverse_frequencies(base: float, head_dim: int) -> Tensor:
-    """``base^(-2i/head_dim)``, fp32, [head_dim/2]; in the same fp32 steps as ``transformers``, so that angles agree."""
+    """``base^(-2i/head_dim)``, [head_dim/2], in ``transformers``' own fp32 steps, so that angles agree."""
     return 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
 
 
@@ -31,7 +31,7 @@ def rotate(x_PBThK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def document_mask(documents_BT: Tensor) -> Tensor:
-    """True where a query may see a key: not later, and in the same document; [B, 1, T, T], for all members."""
+    """True where a query may see a key: not later, in the same document; [B, 1, T, T], for all members."""
     same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
     return same_BTT.tril_()[:, None]
 

@@ -21,7 +21,7 @@ INSTALL_MAMBA_SSM = (
 
 
 def missing(name: str, device: str) -> str | None:
-    """Why a backend cannot train on ``device`` (``cpu``, ``cuda``, ``cuda:1``), with what to do; None if it can.
+    """Why a backend cannot train on ``device`` (``cpu``, ``cuda:1``), and what to do; None if it can.
 
     Triton's interpreter does not count: on a CPU it is for tests.
     """

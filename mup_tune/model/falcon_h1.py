@@ -21,21 +21,9 @@ from torch import Tensor, nn
 from mup_tune.errors import unknown
 from mup_tune.model import attention, ssd, ssd_mamba
 from mup_tune.model.layers import at_least_fp32, causal_conv, linear, linear_nll, rms_norm
+from mup_tune.multipliers import acting_on, forward_at
 from mup_tune.roles import RoleTable
 from mup_tune.shape import BlockOrder, Shape
-
-SSM_SLICES = ("z", "x", "B", "C", "dt")
-SSM_MULTIPLIERS = ("ssm_in", *(f"ssm_{name}" for name in SSM_SLICES), "ssm_out")
-FORWARD_FIELDS = (
-    "embedding",
-    "lm_head",
-    "attention_in",
-    "key",
-    "attention_out",
-    "mlp_gate",
-    "mlp_down",
-    *SSM_MULTIPLIERS,
-)
 
 # A block's additions to the residual stream, one after another; in each: norm → the branches that read it.
 # Which norm a branch of SAM and S_A_M reads is inferred: its own, as in SA_M.
@@ -51,14 +39,14 @@ Tap = Callable[[str, Tensor], None]
 
 
 def no_tap(site: str, value: Tensor) -> None:
-    """Look at nothing."""
+    """Keep no value, as in training."""
 
 
 @dataclass(frozen=True)
-class Step:
+class ForwardPass:
     """What all layers share in one forward pass: documents, rotary tables, and multipliers as weight scales.
 
-    ``tap`` is shown every site's value, layer after layer; checks read them, training looks at nothing.
+    ``tap`` gets every site's value, layer after layer; the checks read them.
     """
 
     documents: Tensor | None  # [B, T]
@@ -109,45 +97,45 @@ class Block(nn.Module):
         self.mlp_up_proj = new(shape.d_ff, d)
         self.mlp_down_proj = new(d, shape.d_ff)
 
-    def forward(self, residual_PBTD: Tensor, step: Step) -> Tensor:
+    def forward(self, residual_PBTD: Tensor, shared: ForwardPass) -> Tensor:
         for reads in self.reads:
             added_PBTD: list[Tensor] = []
             for norm, branches in reads.items():
                 u_PBTD = rms_norm(residual_PBTD, getattr(self, norm))
                 present = [name for name in branches if name != "mamba2" or self.shape.d_ssm]
-                added_PBTD += [getattr(self, name)(u_PBTD, step) for name in present]
+                added_PBTD += [getattr(self, name)(u_PBTD, shared) for name in present]
             residual_PBTD = residual_PBTD + functools.reduce(torch.add, added_PBTD)
-        step.tap("residual", residual_PBTD)
+        shared.tap("residual", residual_PBTD)
         return residual_PBTD
 
-    def attention(self, u_PBTD: Tensor, step: Step) -> Tensor:
+    def attention(self, u_PBTD: Tensor, shared: ForwardPass) -> Tensor:
         """The attention branch's contribution to the residual stream."""
-        qkv = linear(u_PBTD, self.qkv, step.scales["qkv"])
-        y = attention.attention(qkv, self.shape.n_heads, self.shape.n_kv_heads, step.rope, step.mask)
-        out_PBTD = linear(y, self.attention_out_proj, step.scales["attention_out_proj"])
-        step.tap("qkv", qkv)
-        step.tap("attention_heads", y)
-        step.tap("attention_branch", out_PBTD)
+        qkv = linear(u_PBTD, self.qkv, shared.scales["qkv"])
+        y = attention.attention(qkv, self.shape.n_heads, self.shape.n_kv_heads, shared.rope, shared.mask)
+        out_PBTD = linear(y, self.attention_out_proj, shared.scales["attention_out_proj"])
+        shared.tap("qkv", qkv)
+        shared.tap("attention_heads", y)
+        shared.tap("attention_branch", out_PBTD)
         return out_PBTD
 
-    def mlp(self, v_PBTD: Tensor, step: Step) -> Tensor:
+    def mlp(self, v_PBTD: Tensor, shared: ForwardPass) -> Tensor:
         """``m_down · W_down(W_up(v) · silu(m_gate · W_gate(v)))``; arXiv 2507.22448, §2."""
-        gate_PBTF = linear(v_PBTD, self.mlp_gate_proj, step.scales["mlp_gate_proj"])
-        up_PBTF = linear(v_PBTD, self.mlp_up_proj)
-        out_PBTD = linear(up_PBTF * F.silu(gate_PBTF), self.mlp_down_proj, step.scales["mlp_down_proj"])
-        step.tap("gate", gate_PBTF)
-        step.tap("up", up_PBTF)
-        step.tap("mlp_branch", out_PBTD)
+        gate_PBTF = linear(v_PBTD, self.mlp_gate_proj, shared.scales["mlp_gate_proj"])
+        up_PBTF = linear(v_PBTD, self.mlp_up_proj, shared.scales.get("mlp_up_proj"))
+        out_PBTD = linear(up_PBTF * F.silu(gate_PBTF), self.mlp_down_proj, shared.scales["mlp_down_proj"])
+        shared.tap("gate", gate_PBTF)
+        shared.tap("up", up_PBTF)
+        shared.tap("mlp_branch", out_PBTD)
         return out_PBTD
 
-    def mamba2(self, u_PBTD: Tensor, step: Step) -> Tensor:
+    def mamba2(self, u_PBTD: Tensor, shared: ForwardPass) -> Tensor:
         """The Mamba-2 branch's contribution to the residual stream (arXiv 2405.21060, §7)."""
         shape = self.shape
-        projected = linear(u_PBTD, self.ssm_in_proj, step.scales["ssm_in_proj"])
-        step.tap("ssm_projected", projected[..., : shape.d_ssm + shape.d_conv])
+        projected = linear(u_PBTD, self.ssm_in_proj, shared.scales["ssm_in_proj"])
+        shared.tap("ssm_projected", projected[..., : shape.d_ssm + shape.d_conv])
         z, xBC, dt_PBTH = torch.split(projected, [shape.d_ssm, shape.d_conv, shape.n_ssm_heads], -1)
         dt_PBTH = F.softplus(at_least_fp32(dt_PBTH) + at_least_fp32(self.dt_bias)[:, None, None])
-        xBC = F.silu(causal_conv(xBC, self.conv1d_weight, self.conv1d_bias, step.documents))
+        xBC = F.silu(causal_conv(xBC, self.conv1d_weight, self.conv1d_bias, shared.documents))
         d_groups = shape.n_groups * shape.d_state
         x, B, C = torch.split(xBC, [shape.d_ssm, d_groups, d_groups], -1)
         x_PBTHK = torch.unflatten(x, -1, (shape.n_ssm_heads, -1))
@@ -158,17 +146,17 @@ class Block(nn.Module):
             torch.unflatten(B, -1, (shape.n_groups, -1)),
             torch.unflatten(C, -1, (shape.n_groups, -1)),
             self.D,
-            step.documents,
+            shared.documents,
             self.ssd_chunk,
         )
         y = (y_PBTHK.flatten(-2) * F.silu(at_least_fp32(z))).to(u_PBTD.dtype)
         if shape.gated_norm:
             y = rms_norm(y, self.gated_norm, shape.n_groups)
-        out_PBTD = linear(y, self.ssm_out_proj, step.scales["ssm_out_proj"])
-        step.tap("ssm_x", x_PBTHK)
-        step.tap("dt", dt_PBTH)
-        step.tap("ssm_heads", y_PBTHK)
-        step.tap("ssm_branch", out_PBTD)
+        out_PBTD = linear(y, self.ssm_out_proj, shared.scales["ssm_out_proj"])
+        shared.tap("ssm_x", x_PBTHK)
+        shared.tap("dt", dt_PBTH)
+        shared.tap("ssm_heads", y_PBTHK)
+        shared.tap("ssm_branch", out_PBTD)
         return out_PBTD
 
 
@@ -206,9 +194,8 @@ class Population(nn.Module):
         self.final_norm = new(shape.d_model)
         self.lm_head_weight = new(shape.vocab_size, shape.d_model)
         self.multipliers = nn.Module()
-        for name in FORWARD_FIELDS:
-            if shape.d_ssm or name not in SSM_MULTIPLIERS:
-                self.multipliers.register_buffer(name, torch.ones(n_members, device=device))
+        for name in forward_at(shape):
+            self.multipliers.register_buffer(name, torch.ones(n_members, device=device))
         self.rope_inverse_frequencies: Tensor
         self.register_buffer("rope_inverse_frequencies", torch.zeros(n_members, shape.head_dim // 2, device=device))
 
@@ -243,17 +230,17 @@ class Population(nn.Module):
 
     def hidden(self, tokens_BT: Tensor, documents_BT: Tensor | None = None, tap: Tap = no_tap) -> Tensor:
         """What lm_head reads, [P, B, T, D]: the final norm's output times the lm_head multiplier."""
-        step = self._step(tokens_BT.shape[1], documents_BT, tap)
+        shared = self.forward_pass(tokens_BT.shape[1], documents_BT, tap)
         P, V, D = self.embedding_weight.shape
         # One look-up in all members' tables: its backward is one pass, where indexing dimension 1 takes one a
         # token.
         rows_PBT = tokens_BT + V * torch.arange(P, device=tokens_BT.device)[:, None, None]
         embedded_PBTD = F.embedding(rows_PBT, self.embedding_weight.view(P * V, D))
-        residual_PBTD = embedded_PBTD * step.scales["embedding_weight"][..., None]
+        residual_PBTD = embedded_PBTD * shared.scales["embedding_weight"][..., None]
         tap("embedding", residual_PBTD)
         for block in self.layers:
-            residual_PBTD = block(residual_PBTD, step)
-        return rms_norm(residual_PBTD, self.final_norm * step.scales["lm_head_weight"][:, 0])
+            residual_PBTD = block(residual_PBTD, shared)
+        return rms_norm(residual_PBTD, self.final_norm * shared.scales["lm_head_weight"][:, 0])
 
     def weight_scales(self) -> dict[str, Tensor]:
         """Forward multipliers as factors on matrices, by the name of the parameter in a block or at the top.
@@ -261,32 +248,23 @@ class Population(nn.Module):
         [P, rows, 1] for the input projections, [P, 1, 1] for the others; what is missing has none. lm_head's
         acts on the final norm's output instead, which is the same product.
         """
-        shape = self.shape
         m = {name: value.view(-1, 1, 1) for name, value in self.multipliers.named_buffers()}
+        one = torch.ones_like(m["embedding"])
 
-        def rows(*parts: tuple[Tensor, int]) -> Tensor:
-            return torch.cat([value.expand(-1, size, -1) for value, size in parts], 1)
+        def product(parameter: str, slice_: str) -> Tensor:
+            return functools.reduce(torch.mul, [m[each.name] for each in acting_on(parameter, slice_)] or [one])
 
-        a_in = m["attention_in"]
-        scales = {
-            "embedding_weight": m["embedding"],
-            "lm_head_weight": m["lm_head"],
-            "qkv": rows((a_in, shape.d_attn), (a_in * m["key"], shape.d_kv), (a_in, shape.d_kv)),
-            "attention_out_proj": m["attention_out"],
-            "mlp_gate_proj": m["mlp_gate"],
-            "mlp_down_proj": m["mlp_down"],
-        }
-        if shape.d_ssm:
-            d_groups = shape.n_groups * shape.d_state
-            sizes = (shape.d_ssm, shape.d_ssm, d_groups, d_groups, shape.n_ssm_heads)
-            scaled = [m["ssm_in"] * m[f"ssm_{name}"] for name in SSM_SLICES]
-            scales["ssm_in_proj"] = rows(*zip(scaled, sizes, strict=True))
-            scales["ssm_out_proj"] = m["ssm_out"]
+        scales = {}
+        for parameter in dict.fromkeys(each.parameter for each in forward_at(self.shape).values()):
+            slices = self.shape.slices.get(parameter, {"": 1})
+            columns = [product(parameter, slice_).expand(-1, rows, -1) for slice_, rows in slices.items()]
+            scales[parameter] = torch.cat(columns, 1)
         return scales
 
-    def _step(self, n_tokens: int, documents_BT: Tensor | None, tap: Tap) -> Step:
+    def forward_pass(self, n_tokens: int, documents_BT: Tensor | None = None, tap: Tap = no_tap) -> ForwardPass:
+        """What the layers share in a pass over rows of ``n_tokens``."""
         dtype = self.embedding_weight.dtype
-        return Step(
+        return ForwardPass(
             documents_BT,
             None if documents_BT is None else attention.document_mask(documents_BT),
             attention.rope_table(self.rope_inverse_frequencies, n_tokens, dtype),

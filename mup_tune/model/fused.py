@@ -1,11 +1,10 @@
-"""The population's step in Triton kernels and matrix products: the same model as ``falcon_h1``, made for the GPU.
+"""The population's step in Triton kernels and matrix products: the model of ``falcon_h1``, made for the GPU.
 
 Everything that is no matrix product is one of ``kernels/``, each with its backward; autograd only orders
 them. Gradients of parameters go straight into flat storage. What matrix products read and write is in the
 work dtype; the residual stream, norms' statistics, decays, softmax and losses are fp32.
 
-Shape suffixes: P members, B rows, T tokens, N = B·T, D d_model, W columns of an input projection, E of an
-output projection, F d_ff, V vocabulary.
+Legend: :mod:`mup_tune.model.kernels`; besides, W columns of an input projection, E of an output projection.
 """
 
 from __future__ import annotations
@@ -16,19 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mup_tune.model import attention as reference
+from mup_tune.model.attention import rope_table
 from mup_tune.model.falcon_h1 import Population
-from mup_tune.model.kernels import (
-    attention,
-    attention_backward,
-    conv,
-    conv_backward,
-    embedding,
-    loss,
-    norm,
-    ssd,
-    swiglu,
-)
+from mup_tune.model.kernels.attention import attention_, attention_backward, spans
+from mup_tune.model.kernels.conv import conv_silu, conv_silu_backward
+from mup_tune.model.kernels.embedding import embed, embed_backward
+from mup_tune.model.kernels.loss import nll, nll_and_grad_
+from mup_tune.model.kernels.norm import add_norm, add_norm_backward, group_norm, group_norm_backward
+from mup_tune.model.kernels.ssd import ssd, ssd_backward
+from mup_tune.model.kernels.swiglu import swiglu, swiglu_backward
 from mup_tune.model.storage import Leaf, Storage, Vector
 from mup_tune.shape import Shape
 from mup_tune.trial import IGNORED_TARGET
@@ -62,7 +57,7 @@ class _AddNorm(torch.autograd.Function):
     def forward(
         ctx: Any, residual_PND: Tensor, branch_PND: Tensor | None, weight: Vector, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        summed_PND, normed_PND, rstd_PN = norm.add_norm(residual_PND, branch_PND, weight.value, dtype)
+        summed_PND, normed_PND, rstd_PN = add_norm(residual_PND, branch_PND, weight.value, dtype)
         ctx.save_for_backward(summed_PND, rstd_PN)
         ctx.weight, ctx.branch_dtype = weight, None if branch_PND is None else branch_PND.dtype
         ctx.set_materialize_grads(False)
@@ -75,7 +70,7 @@ class _AddNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, None, None]:
         summed_PND, rstd_PN = ctx.saved_tensors
         weight = ctx.weight
-        d_in_PND, d_branch_PND = norm.add_norm_backward(
+        d_in_PND, d_branch_PND = add_norm_backward(
             d_summed_PND, d_normed_PND, summed_PND, rstd_PN, weight.value, ctx.branch_dtype, weight.parts
         )
         return d_in_PND, d_branch_PND, None, None
@@ -85,12 +80,12 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h_PNW: Tensor) -> Tensor:
         ctx.save_for_backward(h_PNW)
-        return swiglu.swiglu(h_PNW)
+        return swiglu(h_PNW)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_PNF: Tensor) -> Tensor:
-        return swiglu.swiglu_backward(d_PNF, ctx.saved_tensors[0])
+        return swiglu_backward(d_PNF, ctx.saved_tensors[0])
 
 
 @dataclass(frozen=True)
@@ -122,21 +117,20 @@ class _Mixer(torch.autograd.Function):
         if "attention" in branches:
             qkv, out = parts.of(in_PNW, "qkv"), parts.out(out_PNE, "attention")
             # In place: nothing else reads queries and keys that are not rotated.
-            lse = attention.attention_(
+            lse = attention_(
                 qkv, shape.n_heads, shape.n_kv_heads, sequence.cos_PTR, sequence.sin_PTR, sequence.spans_2BT, out
             )
             saved.append(lse)
         if "mamba2" in branches:
             conv_in, dt, z = (parts.of(in_PNW, name) for name in ("xBC", "dt", "z"))
-            xBC = conv.conv_silu(conv_in, *_taps(value), sequence.documents_BT)
+            xBC = conv_silu(conv_in, *_taps(value), sequence.documents_BT)
             out = parts.out(out_PNE, "mamba2")
             gated = torch.empty_like(out, memory_format=torch.contiguous_format) if shape.gated_norm else out
-            kept = ssd.ssd(xBC, dt, z, *_ssm(value), *_sizes(shape), sequence.documents_BT, gated)
+            kept = ssd(xBC, dt, z, *_ssm(value), *_sizes(shape), sequence.documents_BT, gated)
             saved += [xBC, *kept]
-            # Without the norm, gated is a view of the output: kept besides, it would keep this node alive for
-            # ever.
+            # Without the norm, gated is a view of the output: saved besides, it would keep this node alive.
             if shape.gated_norm:
-                rstd = norm.group_norm(_rows(gated), value["gated_norm"], shape.n_groups, _rows(out))
+                rstd = group_norm(_rows(gated), value["gated_norm"], shape.n_groups, _rows(out))
                 saved += [gated, rstd]
         ctx.save_for_backward(in_PNW, out_PNE, *saved)
         ctx.sequence, ctx.branches, ctx.vectors = sequence, branches, vectors
@@ -154,7 +148,7 @@ class _Mixer(torch.autograd.Function):
             heads = (shape.n_heads, shape.n_kv_heads, sequence.cos_PTR, sequence.sin_PTR, sequence.spans_2BT)
             d_out, out = (parts.out(each, "attention") for each in (d_out_PNE, out_PNE))
             qkv, d_qkv = (parts.of(each, "qkv") for each in (in_PNW, d_in_PNW))
-            attention_backward.attention_backward(d_out, out, saved.pop(0), qkv, *heads, d_qkv)
+            attention_backward(d_out, out, saved.pop(0), qkv, *heads, d_qkv)
         if "mamba2" in ctx.branches:
             value = {name: vector.value for name, vector in vectors.items()}
             xBC = saved.pop(0)
@@ -162,21 +156,19 @@ class _Mixer(torch.autograd.Function):
             if shape.gated_norm:
                 rstd, gated = saved.pop(), saved.pop()
                 weight = vectors["gated_norm"]
-                d_rows = norm.group_norm_backward(
-                    _rows(d_out), _rows(gated), rstd, weight.value, shape.n_groups, weight.parts
+                d_rows = group_norm_backward(
+                    _rows(d_out), rstd, _rows(gated), weight.value, shape.n_groups, weight.parts
                 )
                 d_out = d_rows.view(gated.shape)
             conv_in, dt, z = (parts.of(in_PNW, name) for name in ("xBC", "dt", "z"))
             d_conv, d_dt, d_z = (parts.of(d_in_PNW, name) for name in ("xBC", "dt", "z"))
-            scan = (*_ssm(value), *_sizes(shape), sequence.documents_BT)
-            d_xBC, *d_ssm = ssd.ssd_backward(d_out, xBC, dt, z, *scan, tuple(saved), d_z, d_dt)
-            for name, gradient in zip(("dt_bias", "A_log", "D"), d_ssm, strict=True):
-                vectors[name].set(gradient)
-            taps = vectors["conv1d_weight"].parts, vectors["conv1d_bias"].parts
-            padding = parts.padding(d_in_PNW)
-            conv_backward.conv_silu_backward(
-                d_xBC, conv_in, *_taps(value), sequence.documents_BT, d_conv, padding, *taps
-            )
+            dt_PBHT, log_PBHT, states_PBHcSK = saved
+            scan = (xBC, dt, z, *_ssm(value), *_sizes(shape), sequence.documents_BT)
+            ssm_parts = (vectors[name].parts for name in ("dt_bias", "A_log", "D"))
+            d_xBC = ssd_backward(d_out, dt_PBHT, log_PBHT, states_PBHcSK, *scan, d_dt, d_z, *ssm_parts)
+            taps = (conv_in, *_taps(value), sequence.documents_BT)
+            taps_parts = (vectors[name].parts for name in ("conv1d_weight", "conv1d_bias"))
+            conv_silu_backward(d_xBC, *taps, d_conv, parts.padding(d_in_PNW), *taps_parts)
         else:
             parts.padding(d_in_PNW).zero_()
         return d_in_PNW, None, None, None
@@ -271,7 +263,7 @@ class FusedPopulation:
                 held.copy_(new)
 
     def loss_and_gradients(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor) -> Tensor:
-        """Mean loss of every member over the targets, nats, fp32 [P]; all gradients are in storage afterwards.
+        """Mean loss of every member over the targets, nats, fp32 [P]; leaves all gradients in storage.
 
         Args:
             tokens_BT: int64 ids, the same for all members.
@@ -288,19 +280,19 @@ class FusedPopulation:
         hidden_PND.backward(d_hidden_PND)  # type: ignore[no-untyped-call]
         self._embedding.grad.zero_()
         assert embedded_PND.grad is not None
-        embedding.embed_backward_(embedded_PND.grad, self._embedding_scale, tokens_BT.reshape(-1), self._embedding.grad)
+        embed_backward(embedded_PND.grad, self._embedding_scale, tokens_BT.reshape(-1), self._embedding.grad)
         sums.write()
         return loss_P
 
     @torch.no_grad()
     def nll(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """Summed negative log likelihood of every member on every row, in nats: [P, B], fp32; no gradients."""
+        """Summed negative log likelihood of every member on every row, nats, fp32 [P, B]; no gradients."""
         if documents_BT is None:
             documents_BT = torch.zeros_like(tokens_BT, dtype=torch.int32)
         hidden_PND = self._hidden(self._embed(tokens_BT), documents_BT)
         targets_N = targets_BT.reshape(-1)
         found = [
-            loss.nll(self._logits(hidden_PND, part)[..., : self.shape.vocab_size], targets_N)
+            nll(self._logits(hidden_PND, part)[..., : self.shape.vocab_size], targets_N)
             for part in self._parts(len(targets_N))
         ]
         return torch.cat(found).view(-1, *tokens_BT.shape).sum(-1)
@@ -310,14 +302,14 @@ class FusedPopulation:
         return self.population.multipliers.get_buffer("embedding")
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
-        return embedding.embed(self._embedding.value, self._embedding_scale, tokens_BT.reshape(-1))
+        return embed(self._embedding.value, self._embedding_scale, tokens_BT.reshape(-1))
 
     def _hidden(self, residual_PND: Tensor, documents_BT: Tensor) -> Tensor:
         """What lm_head reads."""
         T = documents_BT.shape[1]
         if T not in self._rope:
             self._rope[T] = self._rope_tables(T)
-        sequence = Sequence(self.shape, *self._rope[T], documents_BT, attention.spans(documents_BT))
+        sequence = Sequence(self.shape, *self._rope[T], documents_BT, spans(documents_BT))
         pending_PND: Tensor | None = None
         for layer, vectors in enumerate(self._vectors):
             for reads in self.population.layers[layer].reads:  # type: ignore[union-attr]
@@ -334,7 +326,7 @@ class FusedPopulation:
 
     @torch.no_grad()
     def _rope_tables(self, T: int) -> tuple[Tensor, Tensor]:
-        cos, sin = reference.rope_table(self.population.rope_inverse_frequencies, T, torch.float32)
+        cos, sin = rope_table(self.population.rope_inverse_frequencies, T, torch.float32)
         return cos.view(len(cos), T, -1), sin.view(len(sin), T, -1)
 
     def _branches(self, layer: int, norm_name: str, normed_PND: Tensor, sequence: Sequence) -> Tensor:
@@ -349,12 +341,12 @@ class FusedPopulation:
         return _Linear.apply(between_PNE, out)  # type: ignore[no-any-return,no-untyped-call]
 
     def _head(self, hidden_PND: Tensor, targets_N: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """``scale`` × the sum of every member's losses [P], and its gradient by ``hidden``; lm_head's to storage."""
+        """``scale`` × every member's summed loss [P], its gradient by ``hidden``; lm_head's to storage."""
         d_hidden_PND = torch.empty_like(hidden_PND)
         loss_P = scale.new_empty(len(hidden_PND))
         for part in self._parts(len(targets_N)):
             logits_pNV = self._logits(hidden_PND, part)
-            nll_pN = loss.nll_and_grad_(logits_pNV[..., : self.shape.vocab_size], targets_N, scale)
+            nll_pN = nll_and_grad_(logits_pNV[..., : self.shape.vocab_size], targets_N, scale)
             torch.sum(nll_pN, 1, out=loss_P[part])
             torch.bmm(logits_pNV, self._lm_head.value[part], out=d_hidden_PND[part])
             torch.bmm(logits_pNV.transpose(1, 2), hidden_PND[part], out=self._lm_head.grad[part])

@@ -1,12 +1,13 @@
 """The one map between a population's parameters and the names and config of ``transformers``' Falcon-H1.
 
 Our layout is theirs with a member axis in front, except that q, k and v are one matrix. So a name maps to a
-row range of dimension 1, and this file is all that checks, exports, init and optimizer need to know of their
-names.
+row range of dimension 1, and this file is all that checks, exports, init and optimizer need to know of it.
+The names themselves are the role table's.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from mup_tune.errors import UserError
-from mup_tune.model.falcon_h1 import SSM_SLICES, Population
+from mup_tune.model.falcon_h1 import Population
 from mup_tune.model.layers import RMS_NORM_EPS
-from mup_tune.roles import Role, RoleTable
+from mup_tune.multipliers import FORWARD
+from mup_tune.roles import HF_NAMES, Role, RoleTable
 from mup_tune.shape import Shape
 
 
@@ -32,42 +34,15 @@ class Entry:
     stop: int
 
 
-_MAMBA = {
-    "ssm_in_proj": "mamba.in_proj.weight",
-    "conv1d_weight": "mamba.conv1d.weight",
-    "conv1d_bias": "mamba.conv1d.bias",
-    "dt_bias": "mamba.dt_bias",
-    "A_log": "mamba.A_log",
-    "D": "mamba.D",
-    "gated_norm": "mamba.norm.weight",
-    "ssm_out_proj": "mamba.out_proj.weight",
-}
-_LAYER = {
-    "input_norm": ("input_layernorm.weight",),
-    **{ours: (hf,) for ours, hf in _MAMBA.items()},
-    "pre_attention_norm": ("pre_attention_layernorm.weight",),  # of S_A_M alone, which transformers does not build
-    "qkv": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-    "attention_out_proj": ("self_attn.o_proj.weight",),
-    "pre_ff_norm": ("pre_ff_layernorm.weight",),
-    "mlp_gate_proj": ("feed_forward.gate_proj.weight",),
-    "mlp_up_proj": ("feed_forward.up_proj.weight",),
-    "mlp_down_proj": ("feed_forward.down_proj.weight",),
-}
-_GLOBAL = {
-    "embedding_weight": "model.embed_tokens.weight",
-    "final_norm": "model.final_layernorm.weight",
-    "lm_head_weight": "lm_head.weight",
-}
-
-
+@functools.lru_cache(maxsize=4096)
 def hf_names(ours: str) -> tuple[str, ...]:
     """The ``transformers`` parameters that one of ours holds, in order along dimension 1."""
-    if ours in _GLOBAL:
-        return (_GLOBAL[ours],)
-    match = re.fullmatch(r"layers\.(\d+)\.(\w+)", ours)
-    if not match or match[2] not in _LAYER:
+    match = re.fullmatch(r"(?:layers\.(\d+)\.)?(\w+)", ours)
+    layer, name = match.groups() if match else (None, "")
+    names = HF_NAMES.get(name, ())
+    if not names or ("{layer}" in names[0]) != (layer is not None):
         raise KeyError(f"{ours!r} is no parameter of a population")
-    return tuple(f"model.layers.{match[1]}.{name}" for name in _LAYER[match[2]])
+    return tuple(each.format(layer=layer) for each in names)
 
 
 def owning_role(table: RoleTable, ours: str) -> Role:
@@ -78,21 +53,17 @@ def owning_role(table: RoleTable, ours: str) -> Role:
     return roles[0]
 
 
-def hf_parameters(shape: Shape) -> list[Entry]:
-    """Every ``transformers`` parameter of a model of this Shape, in the order of a population's parameters."""
-    with torch.device("meta"):
-        population = Population(shape, 1, device="meta")
-    rows = {"q_proj": shape.d_attn, "k_proj": shape.d_kv, "v_proj": shape.d_kv}
+@functools.lru_cache(maxsize=64)
+def hf_parameters(shape: Shape) -> tuple[Entry, ...]:
+    """Every ``transformers`` parameter of a model of this Shape, in the order of a population's own."""
     entries = []
-    for ours, parameter in population.named_parameters():
-        start = 0
-        for hf in hf_names(ours):
-            size = rows.get(hf.split(".")[-2], parameter.shape[1])
+    for ours, parameter in Population(shape, 1, device="meta").named_parameters():
+        names, start = hf_names(ours), 0
+        sizes = [parameter.shape[1]] if len(names) == 1 else shape.slices[ours.rpartition(".")[2]].values()
+        for hf, size in zip(names, sizes, strict=True):
             entries.append(Entry(ours, hf, start, start + size))
             start += size
-        if start != parameter.shape[1]:
-            raise AssertionError(f"{ours}: {start} rows are named, it has {parameter.shape[1]}")
-    return entries
+    return tuple(entries)
 
 
 def state_dict(population: Population, member: int) -> dict[str, Tensor]:
@@ -140,7 +111,7 @@ def hf_config_kwargs(table: RoleTable, max_position_embeddings: int = 8192) -> d
         UserError: the Shape has no SSM branch or another block order, which ``FalconH1Config`` cannot
         express.
     """
-    shape, m = table.shape, table.forward
+    shape = table.shape
     if shape.block_order != "SA_M":
         raise UserError(
             f"transformers' FalconH1 builds SA_M only, not {shape.block_order}",
@@ -177,13 +148,16 @@ def hf_config_kwargs(table: RoleTable, max_position_embeddings: int = 8192) -> d
         "mamba_proj_bias": False,
         "mamba_rms_norm": shape.gated_norm,
         "mamba_norm_before_gate": False,
-        "embedding_multiplier": m["embedding"],
-        "lm_head_multiplier": m["lm_head"],
-        "key_multiplier": m["key"],
-        "attention_in_multiplier": m["attention_in"],
-        "attention_out_multiplier": m["attention_out"],
-        "ssm_in_multiplier": m["ssm_in"],
-        "ssm_out_multiplier": m["ssm_out"],
-        "ssm_multipliers": [m[f"ssm_{name}"] for name in SSM_SLICES],
-        "mlp_multipliers": [m["mlp_gate"], m["mlp_down"]],
+        **_multiplier_fields(table.forward),
     }
+
+
+def _multiplier_fields(forward: Mapping[str, float]) -> dict[str, float | list[float]]:
+    """The config's multipliers: numbers first, then lists."""
+    fields: dict[str, Any] = {
+        each.config_field: forward[name] for name, each in FORWARD.items() if each.config_index is None
+    }
+    for name, each in FORWARD.items():
+        if each.config_index is not None:
+            fields.setdefault(each.config_field, []).insert(each.config_index, forward[name])
+    return fields

@@ -1,4 +1,4 @@
-"""The training init: every tensor in ``transformers``' shape, slice by slice, from its rows of the role table.
+"""The training init: tensors in ``transformers``' shapes, slice by slice, from their rows of the role table.
 
 Draws are standard ones scaled by the slice's std, from a generator seeded by (seed, parameter) alone: two
 Settings with one seed start from the same draws (common random numbers), and so do two models that share a
@@ -32,8 +32,7 @@ def draw_(tensor: Tensor, slices: Sequence[Role], *, seed: int, parameter: str) 
             float32 on the tensor's own device (a CPU and a GPU draw differently) and rounded to its dtype.
         slices: the parameter's rows of the role table, in order.
         seed: the trial's seed.
-        parameter: the concrete name, ``model.layers.3.mamba.in_proj.weight``; it seeds the draw with
-        ``seed``.
+        parameter: the concrete name, ``model.layers.3.mamba.D``, which seeds the draw with ``seed``.
 
     Raises:
         UserError: a tensor on the meta device, or one whose shape is not that of the slices.

@@ -118,7 +118,7 @@ def _chunks(h_PND: Tensor, weight_PVD: Tensor) -> list[slice]:
 def _nll_and_grad(
     h_PnD: Tensor, weight_PVD: Tensor, targets_n: Tensor, *, with_grad: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Each token's loss [P, n], and its gradient by the logits [P, n, V] (left unfinished without ``with_grad``)."""
+    """Each token's loss [P, n], its gradient by the logits [P, n, V], unfinished without ``with_grad``."""
     logits_PnV = at_least_fp32(torch.bmm(h_PnD, weight_PVD.transpose(1, 2)))
     ignored_n = targets_n == IGNORED_TARGET
     index_Pn1 = targets_n.masked_fill(ignored_n, 0).expand(len(h_PnD), -1)[..., None]
@@ -134,7 +134,7 @@ def _nll_and_grad(
 
 
 def _rows_alike(grad_PB: Tensor) -> bool:
-    """Whether the upstream gradient is known to be the same for all rows of each member, without waiting for a GPU."""
+    """Whether a member's rows are known to share one upstream gradient, without waiting for a GPU."""
     if grad_PB.shape[1] == 1 or grad_PB.stride(1) == 0:  # what backward of a sum over rows hands down
         return True
     return grad_PB.device.type == "cpu" and bool((grad_PB == grad_PB[:, :1]).all())

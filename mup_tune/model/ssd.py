@@ -27,7 +27,7 @@ def ssd(
     documents_BT: Tensor | None,
     chunk: int,
 ) -> Tensor:
-    """``h_t = exp(dt_t A) h_{t-1} + dt_t x_t ⊗ B_t``, ``y_t = C_t h_t + D x_t``; h = 0 where a document starts.
+    """``h_t = exp(dt_t A) h_{t-1} + dt_t x_t ⊗ B_t``, ``y_t = C_t h_t + D x_t``; h = 0 where documents start.
 
     Computed in fp32 (or fp64 for fp64 inputs). Documents are cut by masks inside the exponent, where a large
     negative number in the running sum would cost precision.
@@ -89,7 +89,7 @@ class _Mixing(torch.autograd.Function):
 
 
 def _decays(log_PBcHL: Tensor, documents_BT: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """What a chunk's token must not see, and the decays to its chunk's end, from its start, and between chunks.
+    """What a token of a chunk must not see, and decays to the chunk's end, from its start and between chunks.
 
     Decays are 0 where the two ends lie in different documents.
 

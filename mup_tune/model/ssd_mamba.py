@@ -35,7 +35,7 @@ def ssd(
     documents_BT: Tensor | None,
     chunk: int,
 ) -> Tensor:
-    """What :func:`mup_tune.model.ssd.ssd` computes, from float32 or bfloat16 inputs; y is rounded to x's dtype.
+    """What :func:`mup_tune.model.ssd.ssd` computes, from float32 or bfloat16; y is rounded to x's dtype.
 
     Args:
         dt_PBTH: step sizes after bias and softplus, float32.

@@ -1,4 +1,4 @@
-"""A population's tensors laid out for the GPU step: flat masters, gradients and work copies at the same offsets.
+"""A population's tensors laid out for the GPU step: flat masters, gradients and work copies at equal offsets.
 
 Two banks. The *matrices* bank holds what matrix products read: masters in fp32, work copies = master ×
 forward multiplier in the work dtype, and gradients of the work copies. Projections that read one norm are one
@@ -21,14 +21,15 @@ from torch import Tensor
 
 from mup_tune.model.falcon_h1 import Population
 
-ALIGNED = 16  # elements: rows of a mixer's input matrix and of lm_head, since products want aligned leading dimensions
+# Elements. Rows of a mixer's input matrix and of lm_head too: products want aligned leading dimensions.
+ALIGNED = 16
 IN_PROJECTIONS = {"attention": ("qkv",), "mamba2": ("ssm_in_proj",), "mlp": ("mlp_gate_proj", "mlp_up_proj")}
 OUT_PROJECTIONS = {"attention": "attention_out_proj", "mamba2": "ssm_out_proj", "mlp": "mlp_down_proj"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one parameter lies in its bank: member p's row r starts at offset + p · member_stride + r · row_stride."""
+    """Where a parameter lies in its bank: member p's row r at offset + p · member_stride + r · row_stride."""
 
     parameter: str
     offset: int
@@ -52,10 +53,9 @@ class Leaf:
 
 
 class Sums:
-    """Gradients of vectors between the kernels, which leave a part a program, and storage.
+    """Gradients of vectors between the kernels, where every program leaves a part, and storage.
 
-    Vectors of one kind are a stack: their parts lie together, and one launch at the end of a step sums them
-    all.
+    Vectors of one kind are a stack: their parts lie together, and one launch at the end of a step sums them.
 
     Args:
         grads: where each stack's gradients go, fp32 [n, P, width].
@@ -64,36 +64,27 @@ class Sums:
     def __init__(self, grads: dict[str, Tensor]) -> None:
         self._grads = grads
         self._parts: dict[str, Tensor] = {}
-        self._whole: list[tuple[Tensor, Tensor]] = []
 
     def parts(self, stack: str, index: int, programs: int) -> Tensor:
-        """Memory for the parts of one vector's gradient, [P, programs, width]; as many programs for all of a stack."""
+        """Memory for parts of one vector's gradient, [P, programs, width]; a stack has one ``programs``."""
         if stack not in self._parts:
             n, members, width = self._grads[stack].shape
             self._parts[stack] = self._grads[stack].new_empty(n, members, programs, width)
         return self._parts[stack][index]
 
-    def keep(self, grad: Tensor, value: Tensor) -> None:
-        """A gradient that is summed already."""
-        self._whole.append((grad, value))
-
     def clear(self) -> None:
         self._parts.clear()
-        self._whole.clear()
 
     def write(self) -> None:
-        """All gradients, which must be there, to storage."""
+        """The gradients of all stacks, whose parts must all be there, to storage."""
         for stack, parts in self._parts.items():
             torch.sum(parts, 2, out=self._grads[stack])
-        if self._whole:
-            grads, values = zip(*self._whole, strict=True)
-            torch._foreach_copy_(grads, values)
         self.clear()
 
 
 @dataclass(frozen=True)
 class Vector:
-    """A parameter of the vectors bank that kernels read, [P, …], and ways for its gradient."""
+    """A parameter of the vectors bank that kernels read, [P, …], and where its gradient goes."""
 
     value: Tensor
     grad: Tensor
@@ -104,10 +95,6 @@ class Vector:
     def parts(self, programs: int) -> Tensor:
         """Where so many programs leave their parts of this vector's gradient."""
         return self._sums.parts(self._stack, self._index, programs)
-
-    def set(self, gradient: Tensor) -> None:
-        """The gradient is this; it is copied at the end of the step."""
-        self._sums.keep(self.grad, gradient)
 
 
 @dataclass(frozen=True)
@@ -151,7 +138,7 @@ class Storage:
         return self.matrices, self.vectors
 
     def matrix(self, name: str) -> Leaf:
-        """A work matrix [P, rows, cols] by its name: ``lm_head``, or ``layers.3.`` and ``in`` or ``out`` of a norm."""
+        """A work matrix [P, rows, cols]: ``lm_head``, or ``layers.3.<norm>.in`` and ``.out``."""
         offset, rows, cols = self._matrices[name]
         assert self.matrices.work is not None
         place = Place(name, offset, rows * cols, rows, cols, cols)
@@ -176,7 +163,7 @@ class Storage:
         return found
 
     def scales(self) -> dict[str, Tensor]:
-        """Forward multipliers by parameter, fp32 [P, rows, 1] or [P, 1, 1]; the embedding's is the look-up's."""
+        """Forward multipliers by parameter, fp32 [P, rows, 1] or [P, 1, 1]; the look-up has its own."""
         by_name = self.population.weight_scales()
         found = {}
         for place in self.matrices.places:

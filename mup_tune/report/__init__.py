@@ -1,1 +1,1 @@
-"""The report: one self-contained HTML page on one run, for people. Reads what the run wrote, decides nothing."""
+"""The report: one self-contained HTML page on one run. Reads what the run wrote, decides nothing."""

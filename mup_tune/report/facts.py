@@ -4,66 +4,63 @@ from __future__ import annotations
 
 from datetime import datetime
 from math import isfinite
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mup_tune.report import formats
-from mup_tune.report.figures import Curve
+from mup_tune.report.figures.curves import Curve
+from mup_tune.run.description import CorpusRecord, PlanRecord, SourceRecord
 from mup_tune.run.tables import RunView
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
-from mup_tune.trial import Budget, Trial
+from mup_tune.trial import Trial
 
 
 def what_was_run(run: RunView) -> list[tuple[str, list[tuple[str, str]]]]:
     """Groups of (term, value) on the plan, the proxy, the budget, the data, the machine and the trials."""
     plan, record = run.plan, run.record
-    shape, budget = proxy(run), Budget.model_validate(plan["budget"])
-    sizes = [(key, f"{size:,}") for key, size in _sizes(shape).items()]
+    sizes = [(key, f"{size:,}") for key, size in _sizes(plan.proxy).items()]
     groups = [
         (
             "Plan",
             [
-                ("plan", str(plan.get("name", ""))),
-                ("plan hash", str(record.get("plan_hash", ""))),
-                ("started from", str((plan.get("start") or {}).get("name", ""))),
-                ("stages concluded", f"{len(run.findings)} of {len(plan.get('stages', []))}"),
-                ("seeds for tuning", ", ".join(str(seed) for seed in plan.get("seeds", []))),
-                ("created", formats.instant(record.get("created"))),
+                ("plan", plan.name),
+                ("plan hash", record.plan_hash),
+                ("started from", plan.start.name),
+                ("stages concluded", f"{len(run.findings)} of {len(plan.stages)}"),
+                ("seeds for tuning", ", ".join(str(seed) for seed in plan.seeds)),
+                ("created", formats.instant(record.created)),
             ],
         ),
-        ("Proxy Shape", [("name", shape.name), ("parameters", f"{shape.parameters():,}"), *sizes]),
-        ("Budget of one trial", _budget(budget, shape)),
-        ("Data", _data(run, budget, shape)),
+        ("Proxy Shape", [("name", plan.proxy.name), ("parameters", f"{plan.proxy.parameters():,}"), *sizes]),
+        ("Budget of one trial", _budget(plan)),
+        ("Data", _data(plan, record.corpus)),
         ("Machine", _machine(run)),
         ("Trials", _trials(run)),
     ]
     return [(title, [(term, text) for term, text in rows if text]) for title, rows in groups]
 
 
-def _data(run: RunView, budget: Budget, shape: Shape) -> list[tuple[str, str]]:
-    corpus, target = run.record.get("corpus") or {}, run.plan.get("target")
-    sources = corpus.get("sources") or []
-    rows = [("corpus", str(corpus.get("name", ""))), ("corpus hash", str(corpus.get("hash", "")))]
-    if len(sources) > 1:
-        rows = [
-            (str(each["name"]), f"weight {each['weight']:g}, hash {each['hash']}, {_tokens(each)}") for each in sources
-        ]
-        rows.append(("mixture hash", str(corpus["hash"])))
-    elif sources:
-        rows.append(("tokens", _tokens(sources[0])))
-    shared = ", shared out by weight" if len(sources) > 1 else ""
+def _data(plan: PlanRecord, corpus: CorpusRecord) -> list[tuple[str, str]]:
+    budget, shape, target = plan.budget, plan.proxy, plan.target
+    mixed = len(corpus.sources) > 1
+    if mixed:
+        rows = [(each.name, f"weight {each.weight:g}, hash {each.hash}, {_tokens(each)}") for each in corpus.sources]
+        rows.append(("mixture hash", corpus.hash))
+    else:
+        rows = [("corpus", corpus.name), ("corpus hash", corpus.hash)]
+        rows += [("tokens", _tokens(each)) for each in corpus.sources]
+    shared = ", shared out by weight" if mixed else ""
     rows.append(("validation", f"{budget.val_tokens:,} tokens{shared}, the same for every trial"))
     if budget.val_lengths:
         factors = ", ".join(f"{factor}×" for factor in budget.val_lengths)
         rows.append(("validation lengths", f"{factors} of {budget.seq_len:,} tokens, on one text"))
-    if target and target["vocab_size"] != shape.vocab_size:
+    if target and target.vocab_size != shape.vocab_size:
         rows.append(
             (
                 "vocabulary",
-                f"{shape.vocab_size:,} at the proxy, {target['vocab_size']:,} at {target.get('name') or 'the target'}: "
+                f"{shape.vocab_size:,} at the proxy, {target.vocab_size:,} at {target.name or 'the target'}: "
                 "no rule scales with it, so embedding and lm_head settings cross over as they are, "
                 "and losses do not compare",
             )
@@ -71,12 +68,8 @@ def _data(run: RunView, budget: Budget, shape: Shape) -> list[tuple[str, str]]:
     return rows
 
 
-def _tokens(source: dict[str, Any]) -> str:
-    return f"{source['train_tokens']:,} training and {source['val_tokens']:,} validation tokens"
-
-
-def proxy(run: RunView) -> Shape:
-    return Shape.model_validate(run.plan["proxy"])
+def _tokens(source: SourceRecord) -> str:
+    return f"{source.train_tokens:,} training and {source.val_tokens:,} validation tokens"
 
 
 def _sizes(shape: Shape) -> dict[str, int]:
@@ -95,22 +88,28 @@ def _sizes(shape: Shape) -> dict[str, int]:
     }
 
 
-def _budget(budget: Budget, shape: Shape) -> list[tuple[str, str]]:
+def _budget(plan: PlanRecord) -> list[tuple[str, str]]:
+    budget = plan.budget
     return [
         ("tokens", f"{budget.total_tokens:,}"),
         ("steps", f"{budget.steps:,}"),
         ("batch", f"{budget.batch_tokens:,} tokens = {budget.rows:,} × {budget.seq_len:,}"),
         ("warmup", f"{budget.warmup_tokens:,} tokens"),
         ("LR decay", f"{budget.decay_tokens:,} tokens, to {formats.value(budget.lr_decay_to)} of the peak"),
-        ("tokens per parameter", formats.value(budget.total_tokens / shape.parameters())),
+        ("tokens per parameter", formats.value(budget.total_tokens / plan.proxy.parameters())),
         ("precision", budget.dtype),
     ]
 
 
 def _machine(run: RunView) -> list[tuple[str, str]]:
     record, packs = run.record, run.packs
-    keys = {"host": "host", "platform": "platform", "cpus": "CPUs", "python": "Python", "version": "mup-tune"}
-    rows = [(label, str(record.get(key) or "")) for key, label in keys.items()]
+    rows = [
+        ("host", record.host),
+        ("platform", record.platform),
+        ("CPUs", str(record.cpus or "")),
+        ("Python", record.python),
+        ("mup-tune", record.version),
+    ]
     columns = {
         "device": "device",
         "plan.lanes": "lanes",
@@ -126,9 +125,9 @@ def _machine(run: RunView) -> list[tuple[str, str]]:
         rows.append(("MFU", f"{100 * float(np.median(mfu)):.1f} %, median over packs"))
     if len(seconds):
         rows.append(("training time", f"{formats.duration(float(np.sum(seconds)))}, summed over packs"))
-    if len(packs) and record.get("created"):
+    if len(packs):
         ends = [datetime.fromisoformat(str(end)) for end in packs["committed_utc"]]
-        elapsed = (max(ends) - datetime.fromisoformat(record["created"])).total_seconds()
+        elapsed = (max(ends) - datetime.fromisoformat(record.created)).total_seconds()
         rows.append(("wall time", f"{formats.duration(elapsed)} to the last pack, pauses included"))
     return rows
 
@@ -197,11 +196,10 @@ def _line(series: pd.Series[float]) -> Curve:
 
 def _per_seed(run: RunView, settings: Settings) -> dict[int, pd.Series[float]]:
     """Training loss over tokens of the ok trials with exactly these Settings, by seed."""
-    shape, budget = proxy(run), Budget.model_validate(run.plan["budget"])
     rows = run.trials[run.trials["status"] == "ok"].set_index("hash")
     found: dict[int, pd.Series[float]] = {}
     for seed in sorted({int(seed) for seed in rows["seed"]}):
-        hash_ = Trial(shape=shape, budget=budget, settings=settings, seed=seed).hash
+        hash_ = Trial(shape=run.plan.proxy, budget=run.plan.budget, settings=settings, seed=seed).hash
         if hash_ in rows.index:
             table = run.curves(str(rows.loc[hash_, "pack"]))
             curve = table[table["member"] == rows.loc[hash_, "member"]]

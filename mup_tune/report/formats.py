@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from mup_tune.findings import Interval
+from mup_tune.stats import Interval
 
 NONE = "–"
 MINUS = "−"

@@ -1,10 +1,10 @@
-"""What all parts of the page share: the templates and how numbers read in them."""
+"""The templates, and how numbers read in them."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mup_tune.report import formats
@@ -22,11 +22,9 @@ def environment() -> Environment:
     )
     for name in ("loss", "mnat", "mnat_ci", "log2", "log2_ci", "value", "p_value", "plural", "si"):
         found.filters[name] = getattr(formats, name)
-    found.filters["mean"] = mean
     return found
 
 
-def mean(losses: dict[int, float | None]) -> float | None:
-    """Mean over the seeds that ended."""
-    ended = [loss for loss in losses.values() if loss is not None]
-    return float(np.mean(ended)) if ended else None
+def rendered(template: str, **values: Any) -> str:
+    """A template's HTML; figures are markup already, all other text is escaped."""
+    return environment().get_template(template).render(**values)

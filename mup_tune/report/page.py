@@ -1,13 +1,11 @@
-"""The page: one self-contained HTML file from a run. Figures are inline, nothing is fetched, nothing decided here."""
+"""The page: one self-contained HTML file from a run. Nothing is fetched, nothing decided here."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import log2
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -15,14 +13,16 @@ from mup_tune.errors import UserError
 from mup_tune.files import write_atomic
 from mup_tune.findings import AxisFinding, Comparison, Finding
 from mup_tune.multipliers import MULTIPLIERS
-from mup_tune.report import basins, facts, figures, lengths, searches, sensitivity, shapes
 from mup_tune.report import claims as claimed
+from mup_tune.report import facts, words
 from mup_tune.report.claims import Claim
-from mup_tune.report.html import environment
-from mup_tune.report.schedule import schedule_figure
+from mup_tune.report.figures import sensitivity
+from mup_tune.report.figures.axes import Bar, axis_panel, intervals
+from mup_tune.report.figures.curves import Curve, learning_curves
+from mup_tune.report.figures.schedule import schedule_figure
+from mup_tune.report.html import rendered
 from mup_tune.run.tables import RunView
 from mup_tune.settings import GLOBAL_AXES, Settings
-from mup_tune.trial import Budget
 
 KINDS = {"forward": "forward", "lr": "LR", "wd": "WD", "global": "global"}
 # A mark beside the word, so that no decision is told by colour alone.
@@ -34,18 +34,10 @@ ARXIV = {
     "2405.21060": "Mamba-2: the SSM branch",
 }
 
-# What some kinds of stages show beyond axes and comparisons; each returns "" where a finding has none of it.
-SECTIONS: tuple[Callable[[Finding, str], str], ...] = (
-    lengths.section,
-    shapes.section,
-    searches.section,
-    sensitivity.section,
-)
-
 
 @dataclass(frozen=True)
 class StageView:
-    """One concluded stage with its figures; ``ok`` and ``diverged`` count the trials that were trained for it."""
+    """One concluded stage with its figures; ``ok`` and ``diverged`` count the trials that it trained."""
 
     anchor: str
     finding: Finding
@@ -53,7 +45,6 @@ class StageView:
     gains: Markup | None
     claims: list[Claim]
     claims_figure: Markup | None
-    basins: basins.View | None
     sections: list[Markup]
     ok: int
     diverged: int
@@ -61,7 +52,7 @@ class StageView:
 
 @dataclass(frozen=True)
 class Change:
-    """One setting before and after the run. ``decision`` is of the last stage that swept it, or ``not swept``."""
+    """One setting before and after the run. ``decision``: of the last stage that swept it."""
 
     name: str
     kind: str
@@ -82,36 +73,33 @@ class Change:
 def render(run: RunView) -> str:
     """The page as HTML text."""
     confirmation = claimed.confirmation(run)
-    claims = [claimed.claim(each) for each in confirmation.comparisons] if confirmation else []
+    claims = claimed.claims_of(confirmation) if confirmation else []
     title, subtitle = claimed.headline(run, claims)
     losses, gaps, curve_seeds = facts.curves(run)
     path = [finding for finding in run.findings if finding.on_path]
-    return str(
-        environment()
-        .get_template("page.html")
-        .render(
-            plan_name=str(run.plan.get("name", "")),
-            about=str(run.plan.get("about", "")),
-            live=run.live,
-            headline=title,
-            subtitle=subtitle,
-            claims=claims,
-            claims_figure=_claims_figure(claims, "headline"),
-            confirmation=confirmation,
-            groups=facts.what_was_run(run),
-            stages=[_stage(run, finding, index) for index, finding in enumerate(run.findings)],
-            curve_figures=_curve_figures(losses, gaps),
-            curve_seeds=curve_seeds,
-            changes=_changes(run, path),
-            derived=_derived(path),
-            final=run.incumbent,
-            start_yaml=_start_yaml(run),
-            schedule_figure=_schedule_figure(run),
-            parametrisation=_parametrisation(run.incumbent),
-            arxiv=ARXIV,
-            marks=MARKS,
-            basin_marks=basins.MARKS,
-        )
+    return rendered(
+        "page.html",
+        plan_name=run.plan.name,
+        about=run.plan.about,
+        live=run.live,
+        headline=title,
+        subtitle=subtitle,
+        claims=claims,
+        claims_figure=_claims_figure(claims, "headline"),
+        confirmation=confirmation,
+        groups=facts.what_was_run(run),
+        stages=[_stage(run, finding, index) for index, finding in enumerate(run.findings)],
+        curve_figures=_curve_figures(losses, gaps),
+        curve_seeds=curve_seeds,
+        changes=_changes(run, path),
+        derived=_derived(path),
+        final=run.incumbent,
+        start_yaml=run.plan.start.to_yaml(),
+        schedule_figure=_schedule_figure(run),
+        parametrisation=_parametrisation(run.incumbent),
+        arxiv=ARXIV,
+        marks=MARKS,
+        words=words,
     )
 
 
@@ -130,24 +118,28 @@ def write(run: RunView, out: Path) -> None:
 
 def _stage(run: RunView, finding: Finding, index: int) -> StageView:
     anchor = "stage-" + (re.sub(r"[^A-Za-z0-9]+", "-", finding.stage).strip("-") or str(index))
-    panels = [
-        (axis, Markup(figures.axis_panel(axis, f"{anchor}-axis{place}")))
-        for place, axis in enumerate(finding.axes)
-        if axis.points
-    ]
-    bars = [figures.Bar(named(axis), axis.gain) for axis in finding.axes if axis.gain is not None]
+    bars = [Bar(named(axis), axis.gain) for axis in finding.axes if axis.gain is not None]
     bars.sort(key=lambda bar: -bar.interval.value)
-    gains = None
-    if len(bars) > 1:
-        described = f"Gain of each axis in the stage {finding.title}, largest first"
-        gains = Markup(figures.intervals(bars, f"{anchor}-gains", described, "gain of the best point (mnat/token)"))
-    claims = [claimed.claim(each) for each in finding.comparisons]
+    described = f"Gain of each axis in the stage {finding.title}, largest first"
+    sections = (words.section(finding, anchor), sensitivity.section(finding.axes, anchor))
+    claims = claimed.claims_of(finding)
     trials = run.trials[run.trials["stage"] == finding.stage]
     ok = int((trials["status"] == "ok").sum())
-    figure = _claims_figure(claims, anchor)
-    basin = basins.view(finding.basins, anchor)
-    sections = [Markup(text) for section in SECTIONS if (text := section(finding, anchor))]
-    return StageView(anchor, finding, panels, gains, claims, figure, basin, sections, ok, len(trials) - ok)
+    return StageView(
+        anchor=anchor,
+        finding=finding,
+        panels=[
+            (axis, axis_panel(axis, f"{anchor}-axis{place}")) for place, axis in enumerate(finding.axes) if axis.points
+        ],
+        gains=intervals(bars, f"{anchor}-gains", described, "gain of the best point (mnat/token)")
+        if len(bars) > 1
+        else None,
+        claims=claims,
+        claims_figure=_claims_figure(claims, anchor),
+        sections=[Markup(section) for section in sections if section],
+        ok=ok,
+        diverged=len(trials) - ok,
+    )
 
 
 def named(axis: AxisFinding) -> str:
@@ -156,14 +148,11 @@ def named(axis: AxisFinding) -> str:
 
 
 def _claims_figure(claims: list[Claim], anchor: str) -> Markup | None:
-    bars = [
-        figures.Bar(_label(each.comparison), each.comparison.gain)
-        for each in claims
-        if each.comparison.gain is not None
-    ]
+    pairs = [(each.comparison, gain) for each in claims if (gain := each.comparison.gain) is not None]
+    bars = [Bar(_label(comparison), gain) for comparison, gain in pairs]
     if not bars:
         return None
-    return Markup(figures.intervals(bars, f"{anchor}-comparisons", "Gain over each reference with its 95 % CI"))
+    return intervals(bars, f"{anchor}-comparisons", "Gain over each reference with its 95 % CI")
 
 
 def _label(comparison: Comparison) -> str:
@@ -171,12 +160,12 @@ def _label(comparison: Comparison) -> str:
     return comparison.candidate if comparison.reference == "incumbent" else f"over {comparison.reference}"
 
 
-def _curve_figures(losses: dict[str, figures.Curve], gaps: dict[str, figures.Curve]) -> list[Markup]:
+def _curve_figures(losses: dict[str, Curve], gaps: dict[str, Curve]) -> list[Markup]:
     if not losses:
         return []
     return [
-        Markup(figures.learning_curves(losses, "curves-loss", "training loss (nats/token)", 0, zero=False)),
-        Markup(figures.learning_curves(gaps, "curves-gap", "difference (mnat/token)", 1, zero=True)),
+        learning_curves(losses, "curves-loss", "training loss (nats/token)", 0, zero=False),
+        learning_curves(gaps, "curves-gap", "difference (mnat/token)", 1, zero=True),
     ]
 
 
@@ -192,7 +181,7 @@ def _changes(run: RunView, path: list[Finding]) -> list[Change]:
         decisions |= {axis.axis: axis.decision for axis in finding.axes if axis.axis not in moved}
         decisions |= {axis.axis: axis.decision for axis in finding.axes if axis.decision in ("moved", "edge")}
     kinds = {**dict.fromkeys(GLOBAL_AXES, "global"), **{each.name: each.kind for each in MULTIPLIERS.values()}}
-    unused = {each.name for each in MULTIPLIERS.values() if each.needs_ssm} if not facts.proxy(run).d_ssm else set()
+    unused = {each.name for each in MULTIPLIERS.values() if each.needs_ssm} if not run.plan.proxy.d_ssm else set()
     rows = []
     for name, kind in kinds.items():
         decision = "no SSM branch" if name in unused else str(decisions.get(name, "not swept"))
@@ -208,15 +197,10 @@ def _derived(path: list[Finding]) -> list[tuple[str, float, float]]:
     return [("η = ELR/EWD", before.eta, after.eta), ("λ = ELR·EWD", before.lam, after.lam)]
 
 
-def _start_yaml(run: RunView) -> str:
-    start: dict[str, Any] | None = run.plan.get("start")
-    return Settings.model_validate(start).to_yaml() if start else ""
-
-
 def _schedule_figure(run: RunView) -> Markup | None:
     if run.incumbent is None:
         return None
-    return Markup(schedule_figure(Budget.model_validate(run.plan["budget"]), run.incumbent))
+    return schedule_figure(run.plan.budget, run.incumbent)
 
 
 def _parametrisation(settings: Settings | None) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum, auto
 from typing import Any
 
 from mup_tune.findings import Finding, State
@@ -12,6 +12,30 @@ from mup_tune.settings import Settings
 from mup_tune.trial import Pack, Trial, TrialResult
 
 NOTES = "run"  # the study that holds no stage but notes on the whole run
+
+
+class Kind(StrEnum):
+    """The kinds of records. A member is a trial of its stage's study; all others are attributes of one."""
+
+    NOTE = auto()
+    STAGE = auto()
+    PLAN = auto()
+    REPLACE = auto()
+    MEMBER = auto()
+    COMMIT = auto()
+    CONCLUSION = auto()
+
+    def key(self, of: str) -> str:
+        """The attribute's name; ``of`` is the pack it is about, or the note's own name."""
+        return of if self is Kind.NOTE else f"{self} {of}".rstrip()
+
+    @classmethod
+    def parse(cls, study: str, key: str) -> tuple[Kind, str]:
+        """The kind and what it is about, from the name of an attribute of ``study``."""
+        if study == NOTES:
+            return cls.NOTE, key
+        kind, _, of = key.partition(" ")
+        return cls(kind), of
 
 
 @dataclass
@@ -23,56 +47,52 @@ class Contents:
     trials: dict[str, Trial] = field(default_factory=dict)
     packs: dict[str, Pack] = field(default_factory=dict)
     infos: dict[str, dict[str, Any]] = field(default_factory=dict)
-    closed: dict[str, str] = field(default_factory=dict)  # pack id -> "commit" or "replace"
-    journalled: dict[str, tuple[str, TrialResult]] = field(default_factory=dict)  # also of packs whose commit broke off
+    closed: dict[str, Kind] = field(default_factory=dict)  # pack id -> COMMIT or REPLACE
+    journalled: dict[str, dict[str, Any]] = field(default_factory=dict)  # also of packs whose commit broke off
     members: dict[str, Member] = field(default_factory=dict)
     rows: dict[str, TrialResult] = field(default_factory=dict)
     commits: list[dict[str, Any]] = field(default_factory=list)
     conclusions: dict[str, tuple[Finding, State]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def attribute(self, study: str, key: str, value: Any) -> None:
-        """Take one study attribute in."""
-        what, _, pack_id = key.partition(" ")
-        if study == NOTES:
-            self.notes[key] = value
-        elif what == "stage":
-            self.stages[study] = value
-            self.befores[study] = Settings.model_validate(value["before"])
-        elif what == "conclusion":
-            self.conclusions[study] = Finding.model_validate(value["finding"]), State.from_json(value["state"])
-        elif what == "plan":
-            self._packs(study, {pack_id: value["hashes"]}, value)
-        elif what == "replace":
-            self.closed[pack_id] = what
-            self._packs(study, value["by"], value)
-        elif what == "commit":
-            self.closed[pack_id] = what
-            self._committed(self.packs[pack_id], value)
+    def apply(self, kind: Kind, study: str, of: str, value: Any) -> None:
+        """Take one record in. ``of`` is the pack or note it is about, for a member its trial's hash."""
+        getattr(self, f"_apply_{kind}")(study, of, value)
 
-    def trial(self, record: Mapping[str, Any]) -> None:
-        """Take one member's record in."""
-        trial = self._trial(record["hash"], record["trial"])
-        self.journalled.setdefault(trial.hash, (record["pack"], row_from(dict(record), trial)))
+    def _apply_note(self, study: str, name: str, value: Any) -> None:
+        self.notes[name] = value
 
-    def _trial(self, hash_: str, data: dict[str, Any]) -> Trial:
-        if hash_ not in self.trials:
-            self.trials[hash_] = trial_from(data, hash_)
-        return self.trials[hash_]
+    def _apply_stage(self, stage: str, of: str, value: dict[str, Any]) -> None:
+        self.stages[stage] = value
+        self.befores[stage] = Settings.model_validate(value["before"])
 
-    def _packs(self, stage: str, compositions: dict[str, list[str]], value: dict[str, Any]) -> None:
+    def _apply_plan(self, stage: str, pack_id: str, value: dict[str, Any]) -> None:
+        self._take_packs(stage, {pack_id: value["hashes"]}, value)
+
+    def _apply_replace(self, stage: str, pack_id: str, value: dict[str, Any]) -> None:
+        self.closed[pack_id] = Kind.REPLACE
+        self._take_packs(stage, value["by"], value)
+
+    def _apply_member(self, stage: str, hash_: str, value: dict[str, Any]) -> None:
+        self.journalled.setdefault(hash_, value)
+
+    def _apply_commit(self, stage: str, pack_id: str, value: dict[str, Any]) -> None:
+        self.closed[pack_id] = Kind.COMMIT
+        pack = self.packs[pack_id]
+        hashes = [trial.hash for trial in pack.trials]
+        for index, trial in enumerate(pack.trials):
+            if trial.hash not in self.members:
+                row = row_from(self.journalled[trial.hash], trial)
+                self.members[trial.hash], self.rows[trial.hash] = Member(stage, pack_id, index, row), row
+        self.commits.append({"stage": stage, "pack": pack_id, "hashes": hashes, "info": self.infos[pack_id], **value})
+
+    def _apply_conclusion(self, stage: str, of: str, value: dict[str, Any]) -> None:
+        self.conclusions[stage] = Finding.model_validate(value["finding"]), State.from_json(value["state"])
+
+    def _take_packs(self, stage: str, compositions: dict[str, list[str]], value: dict[str, Any]) -> None:
+        """Packs with their trials. A trial is stored in the first record that needs it, here or earlier."""
         for hash_, data in value["trials"].items():
-            self._trial(hash_, data)
+            self.trials.setdefault(hash_, trial_from(data, hash_))
         for pack_id, hashes in compositions.items():
             self.packs[pack_id] = Pack(pack_id, stage, tuple(self.trials[hash_] for hash_ in hashes))
             self.infos[pack_id] = value["info"]
-
-    def _committed(self, pack: Pack, value: dict[str, Any]) -> None:
-        hashes = [trial.hash for trial in pack.trials]
-        for index, hash_ in enumerate(hashes):
-            if hash_ not in self.members:
-                row = self.journalled[hash_][1]
-                self.members[hash_], self.rows[hash_] = Member(pack.stage, pack.id, index, row), row
-        self.commits.append(
-            {"stage": pack.stage, "pack": pack.id, "hashes": hashes, "info": self.infos[pack.id], **value}
-        )

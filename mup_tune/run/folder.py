@@ -1,4 +1,4 @@
-"""The folder of a run: who may write to it, which plan and corpus it belongs to, and where everything lies in it."""
+"""The folder of a run: who may write to it, its plan and its corpus, and where everything lies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from mup_tune.errors import UserError
-from mup_tune.files import dump_yaml, read_yaml, write_atomic
+from mup_tune.files import dump_yaml, read_json, read_yaml, validated, write_atomic
+from mup_tune.run.description import CorpusRecord, PlanRecord, RunRecord
 from mup_tune.version import VERSION
 
 LOCK, RECORD, PLAN = "lock", "run.json", "plan.yaml"
@@ -64,7 +65,7 @@ class RunFolder:
             if _is_run(folder):
                 run._same(plan, plan_hash, corpus)
             else:
-                record = {"version": VERSION, "plan_hash": plan_hash, "corpus": corpus, **_machine()}
+                record = _record(plan_hash, corpus).model_dump(mode="json", exclude_unset=True)
                 write_atomic(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
                 write_atomic(folder / PLAN, dump_yaml(plan))  # last: both files together make a folder a run
         except BaseException:
@@ -107,17 +108,14 @@ class RunFolder:
         return self.path / "report"
 
     @cached_property
-    def plan(self) -> dict[str, Any]:
-        """The resolved plan, as the run was created with."""
-        return read_yaml(self.path / PLAN)
+    def plan(self) -> PlanRecord:
+        """The resolved plan that the run was created with."""
+        return validated(PlanRecord, read_yaml(self.path / PLAN), self.path / PLAN)
 
     @cached_property
-    def record(self) -> dict[str, Any]:
-        """``run.json``: version, plan hash, corpus, when and on which machine the run was created."""
-        try:
-            return dict(json.loads((self.path / RECORD).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot be read ({error})", file=self.path / RECORD) from None
+    def record(self) -> RunRecord:
+        """Version, plan hash, corpus, when and on which machine the run was created."""
+        return validated(RunRecord, read_json(self.path / RECORD), self.path / RECORD)
 
     def is_live(self) -> bool:
         """Whether a driver holds the run now, this process included."""
@@ -131,7 +129,7 @@ class RunFolder:
             os.close(probe)  # also gives the shared lock back
 
     def close(self) -> None:
-        """Give the run back. The lock file stays: unlinking it would let two drivers lock two files of one name."""
+        """Give the run back. The lock file stays: without it two drivers could lock two files of one name."""
         if self._lock is not None:
             os.ftruncate(self._lock, 0)
             os.close(self._lock)
@@ -146,8 +144,8 @@ class RunFolder:
         self.close()
 
     def _same(self, plan: dict[str, Any], plan_hash: str, corpus: dict[str, Any]) -> None:
-        if self.record.get("plan_hash") != plan_hash:
-            changes = differences(_plain(self.plan), _plain(plan))
+        if self.record.plan_hash != plan_hash:
+            changes = differences(read_yaml(self.path / PLAN), _plain(plan))
             found = [f"{field} was {old}, now {new}" for field, old, new in changes]
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             what = "; ".join(found[:SHOWN]) + more or "only its hash differs: another version of mup-tune wrote it"
@@ -156,11 +154,10 @@ class RunFolder:
                 file=self.path / PLAN,
                 fix="Give the plan it was started with, or another --run folder",
             )
-        old, new = self.record.get("corpus", {}), corpus
-        if old.get("hash") != new["hash"]:
-            labels = [f"{each.get('name', '')} [{each.get('hash')}]".strip() for each in (old, new)]
+        old, new = self.record.corpus, corpus
+        if old.hash != new["hash"]:
             raise UserError(
-                f"this run was trained on the corpus {labels[0]}, not on {labels[1]}",
+                f"this run was trained on the corpus {old.name} [{old.hash}], not on {new['name']} [{new['hash']}]",
                 file=self.path / RECORD,
                 field="corpus.hash",
                 fix="Give the data it was started with, or another --run folder",
@@ -193,14 +190,18 @@ def _plain(plan: dict[str, Any]) -> Any:
     return json.loads(json.dumps(plan))  # tuples become lists, as they do in plan.yaml
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "created": utc_now(),
-        "host": platform.node(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-    }
+def _record(plan_hash: str, corpus: dict[str, Any]) -> RunRecord:
+    """The record of a run that begins here and now."""
+    return RunRecord(
+        version=VERSION,
+        plan_hash=plan_hash,
+        corpus=CorpusRecord.model_validate(corpus),
+        created=utc_now(),
+        host=platform.node(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpus=os.cpu_count(),
+    )
 
 
 def _is_run(folder: Path) -> bool:
@@ -239,7 +240,7 @@ def _runs_in(folder: Path) -> list[str]:
 
 
 def _take_lock(folder: Path) -> int:
-    """An exclusive flock on the run, as an open file descriptor. It dies with the process, however that ends."""
+    """An exclusive flock on the run, an open file descriptor. It ends with the process, however that ends."""
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         for attempt in range(4):

@@ -1,9 +1,12 @@
 """The journal of a run: an Optuna ``JournalStorage`` file with one writer, the driver.
 
-A stage is a study, a finished trial is one whole record of it; everything else is a JSON attribute of a
-study: ``stage``, ``plan <pack>``, ``replace <pack>``, ``commit <pack>`` and ``conclusion``; notes on the
-whole run are attributes of the study ``run``. A record counts once it is whole, and every write is safe to
-repeat, so that a driver killed anywhere leaves a journal that the next one opens, repairs and continues.
+A stage is a study. A finished member is a trial of it, everything else is a JSON attribute of it: ``stage``,
+``plan <pack>``, ``replace <pack>``, ``commit <pack>`` and ``conclusion``. Notes on the whole run are
+attributes of the study ``run``. Shape, Budget, Settings and seed of a member are stored once, in the first
+record that plans it. Its own record names them by their hash.
+
+A record counts once it is whole, and every write is safe to repeat. So a driver that is killed anywhere
+leaves a journal that the next one opens, repairs and continues.
 """
 
 from __future__ import annotations
@@ -24,10 +27,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from mup_tune.errors import UserError
 from mup_tune.files import content_hash
 from mup_tune.findings import Finding, State
-from mup_tune.run.contents import NOTES, Contents
+from mup_tune.run.contents import NOTES, Contents, Kind
 from mup_tune.run.curves import write_curves
 from mup_tune.run.folder import RunFolder, utc_now
-from mup_tune.run.records import Member, moved_axes, plain, row_record
+from mup_tune.run.records import OTHER_VERSION, Member, moved_axes, plain, readable, row_record
 from mup_tune.run.repair import repair
 from mup_tune.settings import Settings
 from mup_tune.trial import Pack, PackResult, TrialResult
@@ -36,7 +39,7 @@ WIDE = optuna.distributions.FloatDistribution(1e-30, 1e30, log=True)  # one per 
 
 
 class Journal:
-    """Everything a run knows. With ``writable`` the folder must hold the run's lock; else a copy is read, once."""
+    """Everything a run knows. A writable one needs the folder's lock; without it a copy is read, once."""
 
     def __init__(self, folder: RunFolder, writable: bool) -> None:
         if writable and not folder.locked:
@@ -58,7 +61,7 @@ class Journal:
 
     @property
     def rows(self) -> dict[str, TrialResult]:
-        """All members of committed packs of all stages by trial hash; grows with every commit, not to be changed."""
+        """All members of committed packs by trial hash. It grows with every commit; do not change it."""
         return self._state.rows
 
     def members(self) -> list[Member]:
@@ -74,23 +77,23 @@ class Journal:
         return sum(member.stage == stage_key for member in self._state.members.values())
 
     def begin_stage(self, key: str, kind: str, title: str, before: Settings) -> None:
-        """Journal what a stage starts from. Beginning it again is free; with another incumbent it is an error."""
+        """Journal what a stage starts from. Again is free; with another incumbent it is an error."""
         known = self._ready().befores.get(key)
         if known is None:
             value = {"kind": kind, "title": title, "before": before.model_dump(mode="json")}
-            self._write(key, "stage", value)
+            self._write(Kind.STAGE, key, value)
         elif content_hash(known.model_dump(mode="json")) != content_hash(before.model_dump(mode="json")):
             raise UserError(
                 f"stage {key} was begun with other settings than the stages before it lead to now",
                 file=self.folder.journal,
-                fix="Another version of mup-tune wrote this run: go on with that one, or start a new run",
+                fix=OTHER_VERSION,
             )
 
     def plan_pack(self, stage_key: str, pack: Pack, info: dict[str, Any]) -> None:
-        """Journal a pack's composition before it starts; ``info`` is plain data on why it looks as it does."""
+        """Journal a pack's composition before it starts; ``info`` is plain data on why it looks so."""
         if pack.id not in self._ready().packs:
             value = {"hashes": _hashes(pack), "info": plain(info), "trials": self._new_trials(stage_key, [pack])}
-            self._write(stage_key, f"plan {pack.id}", value)
+            self._write(Kind.PLAN, stage_key, value, pack.id)
 
     def planned(self, stage_key: str) -> list[Pack]:
         """Packs that are neither committed nor replaced, in the order they were planned."""
@@ -106,7 +109,7 @@ class Journal:
             "info": {"replaces": pack_id, "why": why},
             "trials": self._new_trials(stage_key, by),
         }
-        self._write(stage_key, f"replace {pack_id}", value)
+        self._write(Kind.REPLACE, stage_key, value, pack_id)
 
     def commit(self, result: PackResult) -> bool:
         """Take a planned pack's result: curves, then members, then the record that makes them count.
@@ -126,25 +129,25 @@ class Journal:
             raise ValueError(f"pack {pack.id} was not planned")
         if [row.trial.hash for row in result.rows] != _hashes(state.packs[pack.id]):
             raise ValueError(f"the rows of pack {pack.id} are not its members in order")
-        kept = {i for i, hash_ in enumerate(_hashes(pack)) if state.journalled.get(hash_, ("",))[0] == pack.id}
-        records = [row_record(row, pack.id, index, {}) for index, row in enumerate(result.rows)]
+        kept = {i for i, hash_ in enumerate(_hashes(pack)) if state.journalled.get(hash_, {}).get("pack") == pack.id}
+        records = [row_record(row, pack.id, index) for index, row in enumerate(result.rows)]
         curves = write_curves(self.folder.curves / f"{pack.id}.parquet", result.curves, kept)
         for row, record in zip(result.rows, records, strict=True):
             if record["hash"] not in state.journalled:
-                self._add(pack.stage, row, {**record, "curves": curves})
+                self._add(pack.stage, row, record)
         value = {"record": plain(result.record), "curves": curves, "committed_utc": utc_now()}
-        self._write(pack.stage, f"commit {pack.id}", value)
+        self._write(Kind.COMMIT, pack.stage, value, pack.id)
         return True
 
     def packs(self) -> list[dict[str, Any]]:
-        """Committed packs in order: stage, pack, hashes, info, record, curves (file, sha256), committed_utc."""
+        """Committed packs in order: stage, pack, hashes, info, record, curves (file, sha256) and time."""
         return list(self._state.commits)
 
     def conclude(self, stage_key: str, finding: Finding, state: State) -> None:
         """Journal a stage's decision. The first one stands."""
         if stage_key not in self._ready().conclusions:
             value = {"finding": finding.model_dump(mode="json"), "state": state.to_json()}
-            self._write(stage_key, "conclusion", value)
+            self._write(Kind.CONCLUSION, stage_key, value)
 
     def conclusion(self, stage_key: str) -> tuple[Finding, State] | None:
         """A stage's finding and what it handed on; None while it runs."""
@@ -157,7 +160,7 @@ class Journal:
     def set_note(self, key: str, value: Any) -> None:
         """Keep plain data on the whole run under a name; the last one counts."""
         self._ready()
-        self._write(NOTES, key, plain(value))
+        self._write(Kind.NOTE, NOTES, plain(value), key)
 
     def get_note(self, key: str) -> Any:
         return self._state.notes.get(key)
@@ -177,10 +180,10 @@ class Journal:
         trials = {trial.hash: trial for pack in packs for trial in pack.trials}
         return {hash_: t.model_dump(mode="json") for hash_, t in trials.items() if hash_ not in self._state.trials}
 
-    def _write(self, study: str, key: str, value: Any) -> None:
+    def _write(self, kind: Kind, study: str, value: Any, of: str = "") -> None:
         with self._record(study) as to:
-            to.set_user_attr(key, value)
-            self._state.attribute(study, key, value)
+            to.set_user_attr(kind.key(of), value)
+            self._state.apply(kind, study, of, value)
 
     def _add(self, stage: str, row: TrialResult, record: dict[str, Any]) -> None:
         moved = moved_axes(row.trial.settings, self._state.befores[stage])
@@ -194,7 +197,7 @@ class Journal:
         )
         with self._record(stage) as to:
             to.add_trial(trial)
-            self._state.trial(record)
+            self._state.apply(Kind.MEMBER, stage, record["hash"], record)
 
     @contextmanager
     def _record(self, study: str) -> Iterator[optuna.Study]:
@@ -205,7 +208,7 @@ class Journal:
         self._broken = False
 
     def _ready(self) -> Contents:
-        """The state to write against; after a write that broke off, the file is repaired and read again first."""
+        """The state to write against. After a write that broke off, the file is repaired and read anew."""
         if not self.writable:
             raise RuntimeError("this journal is read-only or closed")
         if self._broken:
@@ -213,7 +216,7 @@ class Journal:
         return self._state
 
     def _open(self) -> None:
-        """Make the live file and its surroundings sound, and read them. The folder's lock makes us the only writer."""
+        """Make the live file and its surroundings sound, and read them. The lock keeps others out."""
         journal = self.folder.journal
         for leftover in (*journal.parent.glob(f"{journal.name}.lock*"), *self.folder.curves.glob(".*.parquet.*")):
             leftover.unlink()
@@ -228,12 +231,15 @@ class Journal:
         except (ValueError, KeyError) as error:
             raise UserError(f"a record in the middle is damaged ({error})", file=self.folder.journal) from None
         self._state, self._studies = Contents(), {}
-        for name in optuna.get_all_study_names(storage):
-            self._studies[name] = study = optuna.load_study(storage=storage, study_name=name)
-            for trial in study.get_trials(deepcopy=False):
-                self._state.trial(_checked(trial))
-            for key, value in study.user_attrs.items():
-                self._state.attribute(name, key, value)
+        with readable(self.folder.journal):
+            for name in optuna.get_all_study_names(storage):
+                self._studies[name] = study = optuna.load_study(storage=storage, study_name=name)
+                for trial in study.get_trials(deepcopy=False):
+                    record = _checked(trial)
+                    self._state.apply(Kind.MEMBER, name, record["hash"], record)
+                for key, value in study.user_attrs.items():
+                    kind, of = Kind.parse(name, key)
+                    self._state.apply(kind, name, of, value)
         return storage
 
 

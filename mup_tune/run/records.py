@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mup_tune.errors import UserError
@@ -12,6 +15,7 @@ from mup_tune.settings import GLOBAL_AXES, Settings
 from mup_tune.trial import Trial, TrialResult
 
 AXES = (*GLOBAL_AXES, *MULTIPLIER_NAMES)
+OTHER_VERSION = "Another version of mup-tune wrote this run: go on with that one, or start a new run"
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,17 @@ class Member:
     pack: str
     index: int
     row: TrialResult
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Refuse a run's file whose records are whole and yet not such as this version writes."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        first, *_ = str(error).split("\n")
+        problem = f"holds a record that cannot be read ({type(error).__name__}: {first})"
+        raise UserError(problem, file=file, fix=OTHER_VERSION) from error
 
 
 def plain(value: Any) -> Any:
@@ -35,8 +50,8 @@ def plain(value: Any) -> Any:
     return plain(value.item()) if hasattr(value, "item") else value
 
 
-def row_record(row: TrialResult, pack_id: str, index: int, curves: dict[str, str]) -> dict[str, Any]:
-    """What the journal keeps of a member.
+def row_record(row: TrialResult, pack_id: str, index: int) -> dict[str, Any]:
+    """What the journal keeps of a member besides its trial, which the record that planned it holds.
 
     Raises:
         ValueError: an ok member without a finite loss: a runner's bug, which no decision must be built on.
@@ -47,13 +62,11 @@ def row_record(row: TrialResult, pack_id: str, index: int, curves: dict[str, str
         "hash": row.trial.hash,
         "pack": pack_id,
         "member": index,
-        "trial": row.trial.model_dump(mode="json"),
         "status": row.status,
         "loss": plain(row.loss) if row.ok else None,
         "loss_se": plain(row.loss_se),
         "reason": row.reason,
         "metrics": plain(row.metrics),
-        "curves": curves,
     }
 
 
@@ -74,7 +87,7 @@ def trial_from(data: dict[str, Any], expected_hash: str) -> Trial:
     if trial.hash != expected_hash:
         raise UserError(
             f"the trial {expected_hash} in the journal now hashes to {trial.hash}",
-            fix="Another version of mup-tune wrote this run: go on with that one, or start a new run",
+            fix=OTHER_VERSION,
         )
     return trial
 

@@ -1,4 +1,4 @@
-"""Tables of a run for reports and users, and the view that reads them back. Written from the journal, never read by it.
+"""Tables of a run for reports and users, and the view that reads them. The journal never reads them.
 
 ``tables/``: trials.parquet, trials.csv, packs.csv, findings.json. ``settings/``: incumbent.yaml, one YAML a
 concluded stage, one a named reference.
@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mup_tune.errors import UserError
-from mup_tune.files import write_atomic
+from mup_tune.files import read_json, write_atomic
 from mup_tune.findings import Finding, State
+from mup_tune.run.description import PlanRecord, RunRecord
 from mup_tune.run.folder import RunFolder
-from mup_tune.run.records import AXES, Member
+from mup_tune.run.records import AXES, Member, readable
 from mup_tune.settings import Settings
 
 if TYPE_CHECKING:  # views must not pay for Optuna
     from mup_tune.run.journal import Journal
 
+FINDINGS = "findings.json"
 TRIAL_COLUMNS = ("stage", "pack", "member", "hash", "shape", "d_model", "n_layers", "total_tokens", "settings")
 OUTCOME_COLUMNS = ("seed", "status", "loss", "loss_se", "reason")
 PACK_COLUMNS = ("stage", "pack", "members", "committed_utc", "curves", "sha256")
@@ -51,8 +53,8 @@ class RunView:
     """
 
     path: Path
-    plan: dict[str, Any]
-    record: dict[str, Any]
+    plan: PlanRecord
+    record: RunRecord
     stage_keys: tuple[str, ...]
     findings: tuple[Finding, ...]
     trials: pd.DataFrame
@@ -62,7 +64,7 @@ class RunView:
     live: bool
 
     def curves(self, pack_id: str) -> pd.DataFrame:
-        """A committed pack's curves: member, step, tokens, loss, grad_norm, clipped, eta; a row a logged step."""
+        """A committed pack's curves by logged step: member, step, tokens, loss, grad_norm, clipped, eta."""
         named = self.packs.loc[self.packs["pack"] == pack_id]
         if named.empty:
             raise UserError(f"no committed pack {pack_id!r}", file=self.path)
@@ -79,24 +81,43 @@ class RunView:
 def load_run(path: str | Path) -> RunView:
     """The view of a run whose tables were written. Reads neither the journal nor, until asked, the curves."""
     folder = RunFolder.open(path)
-    needed = [folder.tables / name for name in ("trials.parquet", "packs.csv", "findings.json")]
-    if not all(file.is_file() for file in needed):
+    trials, packs = folder.tables / "trials.parquet", folder.tables / "packs.csv"
+    if not all(file.is_file() for file in (trials, packs, folder.tables / FINDINGS)):
         raise UserError("has no tables yet", file=path, fix="They are written when its first stage ends")
-    trials, packs, findings = needed
-    learned = json.loads(findings.read_text(encoding="utf-8"))
-    state = State.from_json(learned["state"]) if learned["state"] else None
+    learned = read_learned(folder)
+    state = learned.state
     return RunView(
         path=folder.path,
         plan=folder.plan,
         record=folder.record,
-        stage_keys=tuple(learned["stages"]),
-        findings=tuple(Finding.model_validate(data) for data in learned["findings"]),
+        stage_keys=learned.stages,
+        findings=learned.findings,
         trials=pd.read_parquet(io.BytesIO(trials.read_bytes())),
         packs=pd.read_csv(packs, dtype=TEXT),
         incumbent=state.incumbent if state else None,
         references=dict(state.references) if state else {},
         live=folder.is_live(),
     )
+
+
+@dataclass(frozen=True)
+class Learned:
+    """``findings.json``: stages begun, findings of the concluded ones, what the last one handed on."""
+
+    stages: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    state: State | None = None
+
+
+def read_learned(folder: RunFolder) -> Learned:
+    """What a run has found; nothing where its tables are not written yet."""
+    file = folder.tables / FINDINGS
+    if not file.is_file():
+        return Learned()
+    data = read_json(file)
+    with readable(file):
+        findings = tuple(Finding.model_validate(each) for each in data["findings"])
+        return Learned(tuple(data["stages"]), findings, State.from_json(data["state"]) if data["state"] else None)
 
 
 def write_tables(folder: RunFolder, journal: Journal) -> None:
@@ -113,7 +134,7 @@ def write_tables(folder: RunFolder, journal: Journal) -> None:
         "findings": [finding.model_dump(mode="json") for finding in findings],
         "state": state.to_json() if state else None,
     }
-    write_atomic(folder.tables / "findings.json", json.dumps(learned, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder.tables / FINDINGS, json.dumps(learned, indent=1, ensure_ascii=False) + "\n")
     # References first: where one bears a stage's name, the stage's file is the one users were told of.
     named = {slug(name): settings for name, settings in state.references.items()} if state else {}
     named |= {slug(finding.stage): finding.after for finding in findings}

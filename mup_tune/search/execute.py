@@ -16,15 +16,12 @@ from mup_tune.findings import Finding
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.run.tables import write_tables
-from mup_tune.search.forecast import foresee
 from mup_tune.search.loop import Sweep
 from mup_tune.search.plan import Plan
-from mup_tune.search.stage import State
-from mup_tune.trial import Budget
 
 
 def check_data(plan: Plan, data: Mixture) -> None:
-    """Refuse, before anything trains, corpora that the proxy cannot read or that are too small for the budget."""
+    """Refuse, before anything trains, corpora that the proxy cannot read or that are too small."""
     shape = plan.shape
     for source in data.sources:
         if source.corpus.vocab_size > shape.vocab_size:
@@ -34,18 +31,10 @@ def check_data(plan: Plan, data: Mixture) -> None:
                 field=source.field,
                 fix="Use a proxy whose vocab_size is at least the corpus'",
             )
-    for budget in _budgets(plan):
+    asked = (budget for each in plan.rehearsal for budget in each.budgets)
+    for budget in dict.fromkeys((plan.header.budget, *asked)):
         check_epochs(data, budget.total_tokens)
         row_counts(data, budget)
-
-
-def _budgets(plan: Plan) -> list[Budget]:
-    """The plan's Budget, and what the stages' first proposals make of it."""
-    state, found = State(plan.start), {plan.header.budget: None}
-    for index, stage in enumerate(plan.stages):
-        found |= dict.fromkeys(trial.budget for trial in stage.propose(plan.context, state, {}))
-        _, state = foresee(plan.key(index), stage, plan.context, state)
-    return list(found)
 
 
 @contextmanager
@@ -70,9 +59,9 @@ def execute(
     lanes: int | None,
     on_event: OnEvent,
 ) -> list[Finding]:
-    """Drive ``sweep`` to its end and write the run's tables, also when it is cut short; returns the findings."""
+    """Drive ``sweep`` to its end and write the run's tables, also if cut short; returns the findings."""
     # The record's hash, not the corpus' as it is now: lanes refuse what changed since, here or on their host.
-    make_runner = TrainingRunner(tuple(each.absolute() for each in plan.header.data), folder.record["corpus"]["hash"])
+    make_runner = TrainingRunner(tuple(each.absolute() for each in plan.header.data), folder.record.corpus.hash)
     try:
         if executor == "inline":
             inline.drive(sweep, make_runner, on_event)

@@ -1,4 +1,4 @@
-"""The loop that walks a plan's stages: proposals become packs, outcomes become journal rows, rows become decisions.
+"""The loop that walks a plan's stages: proposals become packs, outcomes rows, and rows decisions.
 
 It is the :class:`~mup_tune.engine.work.PackSource` of a sweep. Stages are pure functions of what is known, so
 that resuming is replaying: the journal's rows and packs go in, and the same decisions come out.
@@ -13,10 +13,10 @@ from mup_tune.engine.packing import halves, population_size, split
 from mup_tune.engine.work import Calibrate, Calibration, Outcome, OutOfMemoryError, Signal, Work
 from mup_tune.errors import UserError
 from mup_tune.files import content_hash
-from mup_tune.findings import Finding
+from mup_tune.findings import Finding, State
 from mup_tune.run.journal import Journal
 from mup_tune.search.plan import Plan
-from mup_tune.search.stage import Conclusion, State
+from mup_tune.search.stage import Conclusion
 from mup_tune.trial import Pack, PackResult, Trial
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -121,7 +121,7 @@ class Sweep:
             self.index += 1
 
     def _spent(self, key: str, finding: Finding) -> float:
-        """FLOPs of the stage's own trials; what is tuned only to be compared with is no part of the search."""
+        """FLOPs of the stage's own trials; what is tuned to be compared with is no part of the search."""
         members = self.journal.members() if finding.on_path else []
         return sum(member.row.trial.flops for member in members if member.stage == key)
 

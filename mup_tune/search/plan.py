@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
 
+import mup_tune.search.stages  # noqa: F401  the kinds register themselves
 from mup_tune.data.mixture import Data, check_weights
-from mup_tune.errors import UserError, unknown
+from mup_tune.errors import UserError, located, unknown
 from mup_tune.files import FrozenModel, content_hash, find, parse_yaml, read_yaml, validated
 from mup_tune.roles import role_table
-from mup_tune.search.forecast import foresee
-from mup_tune.search.stage import Context, Stage, State
-from mup_tune.search.stages import KINDS
+from mup_tune.search.rehearsal import Rehearsal, rehearse
+from mup_tune.search.stage import Context, Stage
 from mup_tune.settings import Settings, load_settings
 from mup_tune.shape import NonNegative, Shape, load_shape
 from mup_tune.trial import Budget
@@ -63,6 +64,16 @@ class Plan:
         """A stage's name in the journal and in file names: its place, and its name or kind."""
         return f"{index + 1:02d}-{self.stages[index].label}".replace(" ", "-")
 
+    @cached_property
+    def rehearsal(self) -> tuple[Rehearsal, ...]:
+        """Every stage played once on a landscape without surprises.
+
+        Raises:
+            UserError: what a stage refuses, with the field below ``stages[…]``.
+        """
+        keyed = [(self.key(index), stage) for index, stage in enumerate(self.stages)]
+        return tuple(rehearse(keyed, self.context, self.start))
+
     @property
     def context(self) -> Context:
         return Context(self.shape, self.header.budget, self.header.seeds)
@@ -100,27 +111,30 @@ def load_plan(name_or_file: str, scale: str | None = None, assignments: tuple[st
     for assignment in assignments:
         _assign(data, assignment)
     data.setdefault("name", path.stem)
+    return plan_from(data, path, tuple(scales))
+
+
+def plan_from(data: dict[str, Any], source: str | Path, scales: tuple[str, ...] = ()) -> Plan:
+    """The plan that ``data`` describes: every field checked, every name resolved, every stage rehearsed.
+
+    Raises:
+        UserError: names ``source``, the field and the value that is wrong, and what is allowed.
+    """
     if "data" in data:
-        data["data"] = _sources(data["data"], path)
-    header = validated(Header, data, path)
-    stages = tuple(_stage(entry, index, path) for index, entry in enumerate(header.stages))
-    shape = _shape(header.proxy, path, "proxy")
-    target = _shape(header.target, path, "target") if header.target is not None else None
-    try:
+        data = {**data, "data": _sources(data["data"], source)}
+    header = validated(Header, data, source)
+    stages = tuple(_stage(entry, index, source) for index, entry in enumerate(header.stages))
+    with located(file=source, field="proxy"):
+        shape = load_shape(header.proxy)
+    with located(file=source, field="target"):
+        target = load_shape(header.target) if header.target is not None else None
+    with located(file=source, field="start"):
         start = load_settings(header.start, shape)
         role_table(shape, start)
-    except UserError as error:
-        raise UserError(error.problem, file=path, field="start", fix=error.fix) from None
-    plan = Plan(header, shape, start, stages, target, tuple(scales))
-    _check_stages(plan, path)
+    plan = Plan(header, shape, start, stages, target, scales)
+    with located(file=source):
+        plan.rehearsal  # noqa: B018  a stage may refuse what it is given
     return plan
-
-
-def _shape(name: str, path: Path, field: str) -> Shape:
-    try:
-        return load_shape(name)
-    except UserError as error:
-        raise UserError(error.problem, file=path, field=field, fix=error.fix) from None
 
 
 def _scales(given: Any, path: Path) -> dict[str, dict[str, Any]]:
@@ -135,7 +149,7 @@ def _scales(given: Any, path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _scaled(data: dict[str, Any], overlay: dict[str, Any], path: Path, field: str) -> dict[str, Any]:
-    """``data`` with an overlay on top, whose ``stages`` may be a list of its own or fields by a stage's name."""
+    """``data`` with an overlay on top; its ``stages`` may be a list or fields by a stage's name."""
     changes, entries = overlay.get("stages"), data.get("stages")
     if not isinstance(changes, dict) or not isinstance(entries, list):
         return _overlaid(data, overlay)
@@ -186,35 +200,17 @@ def _assign(data: dict[str, Any], assignment: str) -> None:
         where = container[key] if isinstance(container, list) else container.setdefault(key, {})
 
 
-def _sources(given: Any, path: Path) -> Any:
+def _sources(given: Any, path: str | Path) -> Any:
     """A plan's ``data``, each corpus checked where it stands: a mapping, or a list of them."""
     if not isinstance(given, list):
         return (validated(Data, given, path, at="data"),)
     return tuple(validated(Data, entry, path, at=f"data[{index}]") for index, entry in enumerate(given))
 
 
-def _stage(entry: dict[str, Any], index: int, path: Path) -> Stage:
-    field = f"stages[{index}]"
+def _stage(entry: dict[str, Any], index: int, source: str | Path) -> Stage:
+    field, kinds = f"stages[{index}]", dict(sorted(Stage.kinds.items()))
     if "kind" not in entry:
-        raise UserError(f"has no kind (allowed: {', '.join(KINDS)})", file=path, field=field)
-    if not isinstance(entry["kind"], str) or entry["kind"] not in KINDS:
-        raise UserError(unknown("stage kind", entry["kind"], KINDS), file=path, field=f"{field}.kind")
-    return validated(KINDS[entry["kind"]], entry, path, at=field)
-
-
-def _check_stages(plan: Plan, path: Path) -> None:
-    """References a stage compares with must come from an earlier one; grids must suit the Shape."""
-    state = State(plan.start)
-    for index, stage in enumerate(plan.stages):
-        for name in stage.requires:
-            if name not in state.references:
-                known = state.references
-                problem = unknown("reference", name, known) if known else f"no earlier stage provides {name!r}"
-                fix = "Store one with `reference:` in an earlier stage"
-                raise UserError(problem, file=path, field=f"stages[{index}].against", fix=fix)
-        try:
-            # The forecast looks at a first proposal, which touches every option that depends on the Shape.
-            state = foresee(plan.key(index), stage, plan.context, state)[1]
-        except UserError as error:
-            field = ".".join(part for part in (f"stages[{index}]", error.field) if part)
-            raise UserError(error.problem, file=path, field=field, fix=error.fix) from None
+        raise UserError(f"has no kind (allowed: {', '.join(kinds)})", file=source, field=field)
+    if not isinstance(entry["kind"], str) or entry["kind"] not in kinds:
+        raise UserError(unknown("stage kind", entry["kind"], kinds), file=source, field=f"{field}.kind")
+    return validated(kinds[entry["kind"]], entry, source, at=field)

@@ -29,7 +29,7 @@ NARROWEST = 4  # half-width of a trust region in grid units: 1/16 log2, below wh
 def suggest(
     sampler: Sampler, axes: Sequence[str], radius: float, history: History, n: int, seed: int
 ) -> list[dict[str, float]]:
-    """``n`` new candidates in the box of ±``radius`` around the centre: log2 offsets by axis, multiples of 1/64.
+    """``n`` new candidates in the box of ±``radius`` around the centre: log2 offsets, multiples of 1/64.
 
     None of them is the centre, in ``history``, or there twice; what a sampler repeats is drawn anew from the
     whole box. The same arguments give the same candidates, so that resuming a run proposes what it proposed
@@ -84,7 +84,7 @@ def _uniform(rng: np.random.Generator, low: Sequence[int], high: Sequence[int]) 
 
 
 def _trust_region(rng: np.random.Generator, dims: int, limit: int, told: Told, n: int) -> Iterator[tuple[int, ...]]:
-    """Uniform in a box around the best so far; its half-width halves after every round that brought nothing better."""
+    """Uniform in a box around the best so far, halved after every round that brought nothing better."""
     best, half = _best(told[:1]), float(limit)
     for first in range(1, len(told), n):
         better = _best(told[: first + n])
@@ -132,7 +132,7 @@ def _sampler(sampler: Sampler, seed: int) -> optuna.samplers.BaseSampler:
 
 @contextmanager
 def _quiet(sampler: Sampler) -> Iterator[ModuleType]:
-    """Optuna without its notes on experimental samplers; a GP on one thread, for the same bits on every resume."""
+    """Optuna without notes on experimental samplers; a GP on one thread, so that resuming repeats bits."""
     import optuna
 
     verbosity, threads = optuna.logging.get_verbosity(), None

@@ -12,20 +12,19 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from inspect import isabstract
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, Field
 
 from mup_tune.files import FrozenModel
-from mup_tune.findings import Finding, State
+from mup_tune.findings import Finding, Result, State
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
+from mup_tune.stats import Losses, Sigma
 from mup_tune.trial import Budget, Trial, TrialResult
 
-__all__ = ["Asked", "Conclusion", "Context", "Known", "Losses", "Stage", "State", "each_once", "losses"]
-
 Known = Mapping[str, TrialResult]  # finished trials of the whole run, by trial hash
-Losses = dict[int, float | None]  # nats/token by seed; None where the member diverged
 ValuesT = TypeVar("ValuesT", bound=Sequence[Any])
 
 
@@ -56,16 +55,24 @@ class BarrierError(Exception):
 
 
 class Asked:
-    """The trials a walk asked for, each once, in order."""
+    """The trials a walk asked for, each once, in order. ``rehearsed``: their results are made up."""
+
+    rehearsed = False
 
     def __init__(self, context: Context, known: Known) -> None:
         self.context, self.known = context, known
         self.trials: dict[str, Trial] = {}
 
     def losses(
-        self, settings: Sequence[Settings], seeds: Iterable[int], shapes: Sequence[Shape | None] | None = None
+        self,
+        settings: Sequence[Settings],
+        seeds: Iterable[int],
+        shapes: Sequence[Shape | None] | None = None,
+        around: Sequence[Settings] | None = None,
     ) -> list[Losses]:
         """Loss per seed of each of ``settings``, at its entry of ``shapes`` or the proxy's Shape.
+
+        ``around``: what each is a step from, for a rehearsal to tell near from far.
 
         Raises:
             BarrierError: some are not known yet; all of them are among ``trials`` then.
@@ -88,7 +95,7 @@ class Asked:
         return [[self.known[trial.hash] for trial in trials] for trials in wanted]
 
 
-def losses(rows: Iterable[TrialResult], metric: str | None = None) -> Losses:
+def losses(rows: Iterable[TrialResult], metric: str | None = None) -> dict[int, float | None]:
     """Loss by seed, or a metric in its place; None where the member diverged."""
     return {row.trial.seed: (row.metrics[metric] if metric else row.loss) if row.ok else None for row in rows}
 
@@ -105,10 +112,17 @@ def each_once(noun: str) -> AfterValidator:
 
 
 class Stage(FrozenModel):
-    """Base of the stage kinds. A stage holds no state: it is asked again, with more rows, until it wants no more."""
+    """Base of the stage kinds. A stage holds no state: it is asked again, with more rows, to its end."""
 
+    kinds: ClassVar[dict[str, type[Stage]]] = {}
     kind: str
     name: str = Field(default="", pattern=r"^[\w .-]*$")
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A concrete stage is known by its ``kind`` once it is defined."""
+        if not isabstract(cls):
+            cls.kinds[cls.model_fields["kind"].default] = cls
 
     @property
     def label(self) -> str:
@@ -121,23 +135,13 @@ class Stage(FrozenModel):
         return self.label
 
     @property
-    def provides(self) -> Sequence[str]:
-        """Names under which this stage leaves Settings for later stages to compare with."""
-        return ()
-
-    @property
     def requires(self) -> Sequence[str]:
         """Names that earlier stages must have left."""
         return ()
 
     @property
-    def measures(self) -> Sequence[str]:
-        """Axes whose sensitivity this stage leaves for later stages: 0 where no curvature was shown."""
-        return ()
-
-    @property
     def on_path(self) -> bool:
-        """Whether this stage is a step on the incumbent's way, confirmation included: its FLOPs count as search.
+        """Whether this stage is a step on the incumbent's way, confirmation included; its FLOPs are search.
 
         False where it tunes or measures something beside, and so never changes the incumbent.
         """
@@ -148,18 +152,17 @@ class Stage(FrozenModel):
         """Whether populations of all Shapes get one size, so that their speeds can be compared."""
         return False
 
-    def priced_by(self, context: Context, state: State) -> Sequence[Trial]:
-        """Trials whose mean cost is that of the stage's own: the ones proposed first. Raises what they would raise."""
-        return self.propose(context, state, {})
+    def expected(self, trials: int, context: Context, state: State) -> int:
+        """Trials if nothing surprises, of which a rehearsal on a quiet landscape took ``trials``."""
+        return trials
 
-    def counts(self, context: Context, state: State) -> tuple[int, int]:
-        """(trials if nothing surprises, trials at the very most), before anything is trained.
+    def most(self, expected: int, context: Context, state: State) -> int:
+        """Trials at the very most: with every extension, refinement and further move."""
+        return expected
 
-        ``state`` is the one a forecast has reached: its ``flops`` are what earlier stages are expected to
-        spend.
-        """
-        first = len(self.propose(context, state, {}))
-        return first, first
+    def foreseen(self, context: Context, incumbent: Settings) -> Settings:
+        """The incumbent that a forecast goes on with, where what later stages do depends on it."""
+        return incumbent
 
     @abstractmethod
     def walk(self, asked: Asked, state: State) -> Conclusion:
@@ -179,8 +182,8 @@ class Stage(FrozenModel):
         """The decision, when everything wanted is known."""
         return self.walk(Asked(context, known), state)
 
-    def finding(self, before: Settings, after: Settings, **learned: Any) -> Finding:
-        """The Finding under this stage's name and kind; ``learned`` are its other fields, checked as it is made."""
+    def finding(self, before: Settings, after: Settings, result: Result, sigma: Sigma | None = None) -> Finding:
+        """The Finding under this stage's name and kind."""
         return Finding(
             stage=self.label,
             kind=self.kind,
@@ -188,5 +191,6 @@ class Stage(FrozenModel):
             before=before,
             after=after,
             on_path=self.on_path,
-            **learned,
+            sigma_delta=None if sigma is None else sigma.value,
+            result=result,
         )

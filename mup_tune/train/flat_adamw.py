@@ -1,4 +1,4 @@
-"""AdamW over flat storage in two kernels a bank: the same update as ``optimizer.MemberAdamW``, for the GPU step.
+"""AdamW over flat storage in two kernels a bank: the update of ``optimizer.MemberAdamW``, for the GPU step.
 
 Shape suffixes: P members.
 """
@@ -49,14 +49,14 @@ class _Bank:
 
 
 class FlatAdamW:
-    """AdamW with per-member rates, clip norm and masking, over a :class:`Storage`; also renews its work copies."""
+    """AdamW with per-member rates, clipping and masking over a :class:`Storage`; renews its work copies."""
 
     def __init__(self, storage: Storage, betas: tuple[float, float], clip_norm: float) -> None:
         self.storage, self.betas, self.clip_norm = storage, betas, clip_norm
         self._banks = [_Bank(bank, storage.members) for bank in storage.banks]
 
     def load(self, tables: Sequence[RoleTable], role_of: Callable[[RoleTable, str], Role]) -> None:
-        """Zero moments, and rates from one role table a member; ``role_of``: the role of one of our parameters."""
+        """Zero moments, and rates from a role table a member; ``role_of`` finds a parameter's role."""
         scales = self.storage.scales()
         for each in self._banks:
             each.load(tables, role_of, scales)

@@ -21,7 +21,7 @@ from mup_tune.model.fused import BACKEND, FusedPopulation
 from mup_tune.roles import RoleTable
 from mup_tune.shape import Shape
 from mup_tune.train.flat_adamw import FlatAdamW
-from mup_tune.train.step import initialise
+from mup_tune.train.population import initialise
 
 WARM_UP = 2  # steps before recording: kernels are compiled and libraries set up outside the graph
 
@@ -75,7 +75,7 @@ class FusedStep:
         self._graph = _recorded(self._run) if graph else None
 
     def load(self, tables: Sequence[RoleTable], seeds: Sequence[int]) -> None:
-        """Another pack: parameters at their init, rates, multipliers and rotary frequencies; all members alive."""
+        """Another pack: init, rates, multipliers and rotary frequencies are its own; all members alive."""
         initialise(self.population, tables, seeds)
         self.fused.refresh()
         self.optimizer.load(tables, hf.owning_role)
@@ -111,7 +111,7 @@ class FusedStep:
             self._graph.replay()
 
     def nll(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """Summed negative log likelihood of every member on every row, in nats: [P, B], for rows of any length."""
+        """Summed negative log likelihood of every member on every row, in nats: [P, B], at any length."""
         return self.fused.nll(tokens_BT, targets_BT, documents_BT)
 
     def _run(self) -> None:

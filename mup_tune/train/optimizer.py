@@ -16,7 +16,7 @@ from mup_tune.roles import Role, RoleTable
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak η, λ and eps of one parameter, a value a member; each [P, 1, …] to broadcast over the parameter."""
+    """Peak η, λ and eps of one parameter, each [P, 1, …] to broadcast over the parameter."""
 
     eta: Tensor
     lam: Tensor
@@ -34,18 +34,17 @@ def rates(
         role_of: the role that owns the rates of one of our parameters.
     """
 
-    def column(name: str, field: str, like: Tensor) -> Tensor:
-        values = [getattr(role_of(table, name), field) for table in tables]
-        return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, *[1] * (like.ndim - 1))
+    def of(name: str, like: Tensor) -> Rates:
+        roles = [role_of(table, name) for table in tables]
+        columns = zip(*((role.lr, role.weight_decay, role.eps) for role in roles), strict=True)
+        size = (-1, *[1] * (like.ndim - 1))
+        return Rates(*(torch.tensor(each, dtype=torch.float32, device=like.device).view(size) for each in columns))
 
-    return {
-        name: Rates(*(column(name, field, tensor) for field in ("lr", "weight_decay", "eps")))
-        for name, tensor in parameters.items()
-    }
+    return {name: of(name, tensor) for name, tensor in parameters.items()}
 
 
 class MemberAdamW:
-    """AdamW with decoupled decay coupled to the LR, θ ← θ − η·λ·θ (arXiv 1711.05101), and per-member clipping.
+    """AdamW with the decay θ ← θ − η·λ·θ (arXiv 1711.05101) and per-member clipping.
 
     A member that is not alive gets zero gradients and a zero LR: its parameters stay where they were.
     """

@@ -1,4 +1,4 @@
-"""One training step of a population: what every backend offers, and the PyTorch one.
+"""What trains a population step by step, whatever the backend, and which one a device takes.
 
 Shape suffixes: P members, B rows, T tokens of a row.
 """
@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from mup_tune.errors import UserError
-from mup_tune.model import backends, hf
-from mup_tune.model.falcon_h1 import Population
-from mup_tune.model.init import draw_
+from mup_tune.model import backends
 from mup_tune.roles import RoleTable
 from mup_tune.shape import Shape
-from mup_tune.train.optimizer import MemberAdamW, rates
-from mup_tune.trial import IGNORED_TARGET, Budget
+from mup_tune.train.torch_step import TorchStep
+from mup_tune.trial import Budget
 
 
-class Step(Protocol):
-    """A population in training. ``loss_P``, ``norm_P``, ``clipped_P``: of the last step; ``alive_P``: after it."""
+class TrainingStep(Protocol):
+    """A population in training.
+
+    ``loss_P``, ``norm_P`` (fp32 [P]) and ``clipped_P`` (bool [P]) are of the last step, ``alive_P`` (bool
+    [P]) holds after it.
+    """
 
     loss_P: Tensor
     norm_P: Tensor
@@ -50,62 +52,15 @@ class Step(Protocol):
         """Summed negative log likelihood of every member on every row, in nats: [P, B]."""
 
 
-def initialise(population: Population, tables: Sequence[RoleTable], seeds: Sequence[int]) -> None:
-    """Roles and the training init; members with one seed share their draws, scaled by their own init."""
-    population.set_roles(tables)
-    for member, (table, seed) in enumerate(zip(tables, seeds, strict=True)):
-        for name, tensor in hf.state_dict(population, member).items():
-            draw_(tensor, table.of(name), seed=seed, parameter=name)
-
-
-def new_population(shape: Shape, tables: Sequence[RoleTable], seeds: Sequence[int], device: str) -> Population:
-    """A population at its training init."""
-    population = Population(shape, len(tables), device=device)
-    initialise(population, tables, seeds)
-    return population
-
-
-class TorchStep:
-    """The step in PyTorch's own operators, in fp32; ``scan`` names the SSD scan."""
-
-    def __init__(self, shape: Shape, members: int, budget: Budget, device: str, scan: str) -> None:
-        self.population = Population(shape, members, device=device, scan=scan)
-        self.backend = scan
-        self._budget = budget
-        self.loss_P, self.norm_P = (torch.zeros(members, device=device) for _ in range(2))
-        self.clipped_P, self.alive_P = (torch.zeros(members, dtype=torch.bool, device=device) for _ in range(2))
-
-    def load(self, tables: Sequence[RoleTable], seeds: Sequence[int]) -> None:
-        initialise(self.population, tables, seeds)
-        parameters, budget = dict(self.population.named_parameters()), self._budget
-        self._optimizer = MemberAdamW(
-            parameters, rates(parameters, tables, hf.owning_role), (budget.beta1, budget.beta2), budget.clip_norm
-        )
-        self.alive_P = torch.ones_like(self.alive_P)
-
-    def step(
-        self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None, eta_factor: float, lam_factor: float
-    ) -> None:
-        self._optimizer.zero_grad()
-        loss_P = self.population.nll(tokens_BT, targets_BT, documents_BT).sum(1) / (targets_BT != IGNORED_TARGET).sum()
-        loss_P.sum().backward()  # type: ignore[no-untyped-call]
-        self.loss_P, self.norm_P = loss_P.detach(), self._optimizer.gradient_norms()
-        self.alive_P = self.alive_P & self.loss_P.isfinite() & self.norm_P.isfinite()
-        self.clipped_P = self._optimizer.step(eta_factor, lam_factor, self.norm_P, self.alive_P)
-
-    def nll(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        return self.population.nll(tokens_BT, targets_BT, documents_BT)
-
-
 class Steps:
     """Steps by their sizes: the last one is kept, so that packs of one Shape and size share its recording."""
 
     def __init__(self, device: str) -> None:
         self.device, self.backend = device, backends.choose(device)
-        self._kept: tuple[tuple[object, ...], Step] | None = None
+        self._kept: tuple[tuple[object, ...], TrainingStep] | None = None
 
-    def of(self, shape: Shape, members: int, budget: Budget) -> Step:
-        """A step to :meth:`Step.load` a pack into.
+    def of(self, shape: Shape, members: int, budget: Budget) -> TrainingStep:
+        """A step to :meth:`~TrainingStep.load` a pack into.
 
         Raises:
             UserError: a dtype that no backend of this device trains in.
@@ -116,7 +71,7 @@ class Steps:
             self._kept = (key, self._new(shape, members, budget))
         return self._kept[1]
 
-    def _new(self, shape: Shape, members: int, budget: Budget) -> Step:
+    def _new(self, shape: Shape, members: int, budget: Budget) -> TrainingStep:
         if self.backend == "triton":
             from mup_tune.train.fused_step import FusedStep
 

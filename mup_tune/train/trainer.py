@@ -6,8 +6,7 @@ Shape suffixes: P members, B rows, T tokens of a row, S steps.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from math import isfinite, nan
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from mup_tune.data.batches import Batch
 from mup_tune.data.mixture import Mixture
 from mup_tune.roles import role_table
-from mup_tune.train.schedule import Schedule
+from mup_tune.train.device import Device
 from mup_tune.train.step import Steps
 from mup_tune.train.validation import Validation, to_device, validate
 from mup_tune.trial import Pack, PackResult, Trial, TrialResult
@@ -26,20 +25,12 @@ CHECK_EVERY = 20  # steps between looks at the device, so that it is not waited 
 OnStep = Callable[[float, float], None]  # fraction done, tokens/s over all members
 
 
-@dataclass(frozen=True)
-class Device:
-    """Where a lane trains, and how fast its matrix products can be by dtype (FLOP/s), the denominator of MFU."""
-
-    name: str
-    threads: int
-    peak_flops: Mapping[str, float]
-
-
 def train_pack(pack: Pack, data: Mixture, device: Device, on_step: OnStep, steps: Steps | None = None) -> PackResult:
-    """Train the members of ``pack`` side by side. Same pack, machine and threads: bitwise the same losses on the CPU.
+    """Train the members of ``pack`` side by side.
 
-    A member whose loss or gradient norm stops being finite is masked from that step on and reported as
-    diverged; the others' numbers do not change.
+    The same pack, machine and number of threads give bitwise the same losses on a CPU. A member whose loss
+    or gradient norm stops being finite is masked from that step on and reported as diverged; the others'
+    numbers do not change.
     """
     run = PackTraining(pack.trials, data, device, steps)
     started = time.perf_counter()
@@ -79,7 +70,6 @@ class PackTraining:
         self.shape, self.budget = trials[0].shape, trials[0].budget
         if any(trial.shape != self.shape or trial.budget != self.budget for trial in trials):
             raise ValueError("members of a pack share one Shape and one Budget")
-        self.schedule = Schedule.of(self.budget)
         self.stepper = (steps or Steps(device.name)).of(self.shape, len(trials), self.budget)
         tables = [role_table(self.shape, trial.settings) for trial in trials]
         self.stepper.load(tables, [trial.seed for trial in trials])
@@ -109,8 +99,8 @@ class PackTraining:
         stepper = self.stepper
         if (largest := int(batch.tokens_BT.max())) >= self.shape.vocab_size:  # kernels would read another member's row
             raise ValueError(f"token {largest} lies outside the Shape's vocabulary of {self.shape.vocab_size}")
-        eta, lam = self.schedule.eta_factor(step), self.schedule.lam_factor(step)
-        stepper.step(*to_device(batch, self.device.name), eta, lam)
+        factors = self.budget.eta_factor(step), self.budget.lam_factor(step)
+        stepper.step(*to_device(batch, self.device.name), *factors)
         self.loss_SP[step], self.norm_SP[step] = stepper.loss_P, stepper.norm_P
         self.clipped_SP[step], self.alive_SP[step] = stepper.clipped_P, stepper.alive_P
 
@@ -139,7 +129,7 @@ class PackTraining:
         return f"{what} at step {lived + 1} of {self.budget.steps}"
 
     def curves(self) -> dict[str, list[float]]:
-        """Columns of the pack's curve table; each point is the mean of a window of steps that ends at ``step``."""
+        """Columns of the pack's curve table; a point is the mean of the window of steps up to ``step``."""
         done, budget = self.steps_done, self.budget
         columns: dict[str, list[float]] = {
             key: [] for key in ("member", "step", "tokens", "loss", "grad_norm", "clipped", "eta")
@@ -153,5 +143,5 @@ class PackTraining:
                 columns["tokens"].append(stop * budget.batch_tokens)
                 for key, values in (("loss", loss_SP), ("grad_norm", norm_SP), ("clipped", clipped_SP)):
                     columns[key].append(float(values[start:stop, member].mean()))
-                columns["eta"].append(trial.settings.eta * self.schedule.eta_factor(stop - 1))
+                columns["eta"].append(trial.settings.eta * budget.eta_factor(stop - 1))
         return columns

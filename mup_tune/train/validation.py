@@ -19,10 +19,10 @@ from torch import Tensor
 from mup_tune.data.batches import Batch, Batches
 from mup_tune.data.mixture import Mixture, Source
 from mup_tune.data.shares import VALIDATION_SEED, row_counts
-from mup_tune.trial import IGNORED_TARGET, Budget
+from mup_tune.trial import IGNORED_TARGET, Budget, length_loss, source_loss
 
 
-class Model(Protocol):
+class LanguageModel(Protocol):
     """What is validated: summed losses of every member on every row, in nats, [P, B]."""
 
     def nll(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor: ...
@@ -49,13 +49,13 @@ def to_device(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor | None]
 
 
 @torch.no_grad()
-def validate(model: Model, data: Mixture, budget: Budget, device: str) -> Validation:
+def validate(model: LanguageModel, data: Mixture, budget: Budget, device: str) -> Validation:
     """Losses of all members in nats/token.
 
     The deciding loss is Σ weight · loss of the source, each the mean over the targets of that source's own
-    rows; with several sources each is a metric ``loss.NAME``. ``bits_per_byte`` is weighted likewise, where
-    every source knows its bytes. ``loss_xK`` is on one text for every K of ``val_lengths``, and so on other
-    rows than the loss.
+    rows; with several sources each is a metric, :func:`source_loss`. ``bits_per_byte`` is weighted likewise,
+    where every source knows its bytes. :func:`length_loss` is on one text at every one of ``val_lengths``,
+    and so on other rows than the loss.
     """
     rows = row_counts(data, budget)
     share_S1 = torch.tensor(data.shares, dtype=torch.float64)[:, None]
@@ -66,7 +66,7 @@ def validate(model: Model, data: Mixture, budget: Budget, device: str) -> Valida
     loss_SP, se_SP = (torch.stack(each) for each in zip(*found, strict=True))
     metrics: dict[str, Tensor] = {}
     if len(data.sources) > 1:
-        metrics = {f"loss.{source.name}": loss_P for source, loss_P in zip(data.sources, loss_SP, strict=True)}
+        metrics = {source_loss(source.name): loss_P for source, loss_P in zip(data.sources, loss_SP, strict=True)}
     bytes_S = [source.corpus.bytes_per_token("val") or nan for source in data.sources]
     if not any(isnan(each) for each in bytes_S):
         bits_SP = loss_SP / log(2) / torch.tensor(bytes_S, dtype=torch.float64)[:, None]
@@ -76,7 +76,7 @@ def validate(model: Model, data: Mixture, budget: Budget, device: str) -> Valida
             _at_length(model, source, budget, factor, count, device)
             for source, count in zip(data.sources, rows.longest, strict=True)
         ]
-        metrics[f"loss_x{factor}"] = (share_S1 * torch.stack(at_length)).sum(0)
+        metrics[length_loss(factor)] = (share_S1 * torch.stack(at_length)).sum(0)
     # Sources are validated on rows of their own, so their errors are independent.
     return Validation((share_S1 * loss_SP).sum(0), reduce(torch.hypot, share_S1 * se_SP), metrics)
 
@@ -92,7 +92,7 @@ def mean_and_se(nll_PR: Tensor, count_R: Tensor) -> tuple[Tensor, Tensor]:
     return loss_P, residual_PR.std(dim=1) / rows**0.5 if rows > 1 else torch.full_like(loss_P, nan)
 
 
-def _on_rows(model: Model, source: Source, budget: Budget, rows: int, device: str) -> tuple[Tensor, Tensor]:
+def _on_rows(model: LanguageModel, source: Source, budget: Budget, rows: int, device: str) -> tuple[Tensor, Tensor]:
     """Summed loss [P, R] and targets [R] of the first ``rows`` validation rows of a source."""
     at_once = min(rows, budget.rows)
     batches = Batches(source.corpus, "val", budget.seq_len, at_once, VALIDATION_SEED)
@@ -101,8 +101,10 @@ def _on_rows(model: Model, source: Source, budget: Budget, rows: int, device: st
     return torch.cat(nll, dim=1)[:, :rows], torch.cat(counts)[:rows]
 
 
-def _at_length(model: Model, source: Source, budget: Budget, factor: int, longest_rows: int, device: str) -> Tensor:
-    """Mean loss per target [P] of ``longest_rows`` rows of the largest length, cut to ``factor`` · seq_len each."""
+def _at_length(
+    model: LanguageModel, source: Source, budget: Budget, factor: int, longest_rows: int, device: str
+) -> Tensor:
+    """Mean loss per target [P] on ``longest_rows`` rows of the largest length, cut into rows of this one."""
     length, longest = factor * budget.seq_len, max(budget.val_lengths) * budget.seq_len
     batches = Batches(source.corpus, "val", longest, 1, VALIDATION_SEED)
     # About as many tokens at once as in training, which also holds gradients.
@@ -140,7 +142,7 @@ def chunks(batch: Batch, rows: int) -> Iterator[Batch]:
         yield Batch(batch.tokens_BT[part], batch.targets_BT[part], batch.documents_BT[part])
 
 
-def _sums(model: Model, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+def _sums(model: LanguageModel, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
     """Summed loss [P, B] and number of targets [B] of every row, float64 on the CPU."""
     nll_PB = model.nll(*to_device(batch, device)).double().cpu()
     return nll_PB, torch.from_numpy((batch.targets_BT != IGNORED_TARGET).sum(1)).double()

@@ -1,22 +1,24 @@
-"""A target with its inner channels shared as a ratio says, the user's own or the best one that a run measured."""
+"""A target with its inner channels shared anew: as the user says, or at the best ratio of a run."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from statistics import fmean
 
+from mup_tune import stats
 from mup_tune.channels import Ratio, nearest
 from mup_tune.errors import UserError
-from mup_tune.findings import Finding, ShapePoint
+from mup_tune.findings.shapes import ShapePoint, ShapeSet
 from mup_tune.run.folder import RunFolder
+from mup_tune.run.tables import read_learned
 from mup_tune.shape import Shape
 
 FROM_RUN = "from-run"
 
 
 def resplit(target: Shape, asked: str, source: str) -> Shape:
-    """``target`` at the ratio ``asked`` (``"2:1:5"`` or ``"from-run"``), parameters equal; what was done in its note.
+    """``target`` at the ratio ``asked`` (``"2:1:5"`` or ``"from-run"``), at equal parameters.
+
+    The returned Shape's note says what was done.
 
     Args:
         source: the run folder that ``from-run`` reads.
@@ -38,11 +40,10 @@ def resplit(target: Shape, asked: str, source: str) -> Shape:
 
 
 def _best_of_run(source: str) -> tuple[Ratio, str]:
-    """The ratio with the lowest mean loss in SA_M, which is all that ``transformers`` builds, and why this one."""
-    findings = _channels_findings(source)
-    stages = ", ".join(finding.stage for finding in findings)
-    points = [point for finding in findings for point in finding.shapes if point.channels]
-    ended = [(loss, point) for point in points if (loss := _mean(point)) is not None]
+    """The ratio with the lowest mean loss in SA_M, the order ``transformers`` builds, and why this one."""
+    by_stage = _compared_ratios(source)
+    stages, points = ", ".join(by_stage), [point for points in by_stage.values() for point in points]
+    ended = [(loss, point) for point in points if (loss := stats.mean(point.losses)) is not None]
     falcon = [(loss, point) for loss, point in ended if point.shape.block_order == "SA_M"]
     if not falcon:
         raise UserError(
@@ -61,17 +62,17 @@ def _best_of_run(source: str) -> tuple[Ratio, str]:
     return Ratio.parse(best.channels), why
 
 
-def _channels_findings(source: str) -> list[Finding]:
-    """Those of the run's concluded channels stages; their losses compare, for a run has one budget and one text."""
+def _compared_ratios(source: str) -> dict[str, list[ShapePoint]]:
+    """By stage, what the run's concluded channels stages compared. One budget and one text: losses compare."""
     if not Path(source).is_dir():
         raise UserError(
             f"{FROM_RUN} needs a run folder, and {source!r} is none",
             field="--channels",
             fix="Transfer from a run with a channels stage, or give a ratio such as 2:1:5",
         )
-    file = RunFolder.open(source).tables / "findings.json"
-    learned = json.loads(file.read_text(encoding="utf-8"))["findings"] if file.is_file() else []
-    found = [finding for finding in map(Finding.model_validate, learned) if any(p.channels for p in finding.shapes)]
+    results = {each.stage: each.result for each in read_learned(RunFolder.open(source)).findings}
+    shapes = {stage: result.points for stage, result in results.items() if isinstance(result, ShapeSet)}
+    found = {stage: ratios for stage, each in shapes.items() if (ratios := [p for p in each if p.channels])}
     if not found:
         raise UserError(
             "this run has no concluded channels stage, so it has no ratio to offer",
@@ -80,9 +81,3 @@ def _channels_findings(source: str) -> list[Finding]:
             fix="Sweep the plan `channels` first, or give a ratio such as 2:1:5",
         )
     return found
-
-
-def _mean(point: ShapePoint) -> float | None:
-    """Mean loss, None where a seed did not end."""
-    losses = [loss for loss in point.losses.values() if loss is not None]
-    return fmean(losses) if losses and len(losses) == len(point.losses) else None

@@ -1,4 +1,4 @@
-"""``optimizer.yaml``: what every parameter of a target gets, as disjoint full-match patterns, and the schedule.
+"""``optimizer.yaml``: the schedule, and what every parameter gets, by disjoint full-match patterns.
 
 It is written from the role table and is all that a training loop needs besides ``config.json``.
 """
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from mup_tune.errors import UserError
 from mup_tune.files import FrozenModel
-from mup_tune.multipliers import COMPLETEP
+from mup_tune.multipliers import COMPLETEP, FORWARD
 from mup_tune.roles import Distribution, Role, RoleTable
 from mup_tune.settings import PositiveFloat, Settings
 from mup_tune.shape import Positive
@@ -34,11 +34,12 @@ DEFAULT_WARMUP, DEFAULT_DECAY = 0.01, 0.2
 
 
 def parametrisation(settings: Settings) -> str:
-    """The abc-parametrisation: multipliers (a), init (b), learning rate (c), one sentence each; and the depth rule."""
+    """The abc-parametrisation: multipliers (a), init (b), learning rate (c) and depth rule, in words."""
     hidden = "∝ √fan_in from σ₀ at the base Shape" if settings.init.rule == "fan_in" else "the same at every width"
+    *closing, last = (each.name for each in FORWARD.values() if each.closes_branch)
     depth = {
         "none": "none, as in Falcon-H1: nothing was scaled with depth",
-        "completep": f"completep ({COMPLETEP.source}): attention_out, ssm_out and mlp_down multipliers and the eps of "
+        "completep": f"completep ({COMPLETEP.source}): {', '.join(closing)} and {last} multipliers and the eps of "
         f"every parameter inside a block ∝ {COMPLETEP.formula}, L₀ = {settings.base.n_layers}",
     }[settings.depth_rule]
     return (
@@ -49,7 +50,7 @@ def parametrisation(settings: Settings) -> str:
 
 
 class InitSlice(FrozenModel):
-    """One slice along a parameter's first dimension; ``multiplier`` acts in the forward pass and is in config.json."""
+    """One slice along a parameter's first dimension. ``multiplier`` is in config.json and acts forward."""
 
     slice: str
     rows: Positive
@@ -59,7 +60,7 @@ class InitSlice(FrozenModel):
 
 
 class Group(FrozenModel):
-    """One parameter group. ``pattern`` matches a parameter's whole name; ``tensors`` is how many it matches."""
+    """One parameter group. ``pattern`` matches whole names of parameters, ``tensors`` of them."""
 
     pattern: str
     tensors: Positive

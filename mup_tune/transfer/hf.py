@@ -1,4 +1,4 @@
-"""Export for ``transformers`` and PyTorch loops: a folder with config, role table, optimizer, settings and README."""
+"""Export for ``transformers`` and PyTorch loops: config, role table, optimizer, settings, README."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mup_tune.roles import Role, RoleTable, role_table
 from mup_tune.shape import Shape
 from mup_tune.transfer.groups import OptimizerFile, optimizer_file
 from mup_tune.transfer.readme import readme
-from mup_tune.transfer.resolve import Source, warnings
+from mup_tune.transfer.resolve import Tuned, warnings
 from mup_tune.transfer.verify import verify
 
 
@@ -37,26 +37,26 @@ class Export:
     files: tuple[str, ...]
 
 
-def export_hf(source: Source, target: Shape, out: Path) -> Export:
-    """Write the export of ``source`` at ``target``: all of it or, on any error, nothing.
+def export_hf(tuned: Tuned, target: Shape, out: Path) -> Export:
+    """Write the export of ``tuned`` at ``target``: all of it or, on any error, nothing.
 
     Raises:
         UserError: ``out`` holds something already, the target is none that ``transformers`` can build, or the
             verification fails.
     """
     _check_out(out)
-    table = role_table(target, source.settings)
-    config, optimizer = _config(table), optimizer_file(table, source.budget)
-    if source.batch_tokens is not None:
-        optimizer = optimizer.model_copy(update={"schedule": optimizer.schedule.at_batch(source.batch_tokens)})
+    table = role_table(target, tuned.settings)
+    config, optimizer = _config(table), optimizer_file(table, tuned.budget)
+    if tuned.batch_tokens is not None:
+        optimizer = optimizer.model_copy(update={"schedule": optimizer.schedule.at_batch(tuned.batch_tokens)})
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir()
         _write(beside, config, table, optimizer)
         verification = verify(beside, config, table, optimizer)
-        found = warnings(source, target)
-        text = readme(source, table, optimizer, found, verification)
+        found = warnings(tuned, target)
+        text = readme(tuned, table, optimizer, found, verification)
         (beside / "README.md").write_text(text, encoding="utf-8")
         os.replace(beside, out)  # takes the place of an empty folder, never of a full one
     except OSError as error:
@@ -65,8 +65,8 @@ def export_hf(source: Source, target: Shape, out: Path) -> Export:
         shutil.rmtree(beside, ignore_errors=True)
     return Export(
         out=out,
-        origin=source.origin,
-        settings=source.settings.name,
+        origin=tuned.origin,
+        settings=tuned.settings.name,
         target=target.name,
         parameters=target.parameters(),
         warnings=tuple(found),
@@ -77,7 +77,7 @@ def export_hf(source: Source, target: Shape, out: Path) -> Export:
 
 
 def _config(table: RoleTable) -> dict[str, Any]:
-    """``config.json``: the RoPE base where transformers 4 and where 5 looks for it, no token ids of a tokenizer."""
+    """``config.json``: the RoPE base where transformers 4 and 5 look for it; no token ids of a tokenizer."""
     kwargs = hf_config_kwargs(table)
     rope = {"rope_type": "default", "rope_theta": kwargs["rope_theta"]}
     return {

@@ -1,4 +1,4 @@
-"""Training from an export: its init, parameter groups and schedule, applied to a ``transformers`` Falcon-H1 model.
+"""Training from an export: init, parameter groups and schedule for a ``transformers`` Falcon-H1 model.
 
 Nothing is stored on the model: names are looked up again on every call, so FSDP, torch.compile and deepcopy
 are safe.
@@ -6,7 +6,6 @@ are safe.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from mup_tune.errors import UserError
-from mup_tune.files import read_yaml, validated
+from mup_tune.files import read_json, read_yaml, validated
 from mup_tune.model.init import draw_
-from mup_tune.train.schedule import Schedule
+from mup_tune.schedule import Schedule
 from mup_tune.transfer.groups import Group, OptimizerFile, ScheduleSpec, match
 
 WRAPPERS = {"_orig_mod", "module"}  # what torch.compile and DDP put into parameter names
@@ -39,9 +38,10 @@ class Transfer:
         return self.optimizer.clip_norm
 
     def init_weights_(self, model: nn.Module, seed: int = 0) -> None:
-        """Draw every parameter anew from the training init, in place; one seed gives one model on one kind of device.
+        """Draw every parameter anew from the training init, in place.
 
-        Initialise before FSDP shards the parameters; DDP and torch.compile may come before or after.
+        One seed gives one model on one kind of device. Initialise before FSDP shards the parameters; DDP and
+        torch.compile may come before or after.
 
         Raises:
             UserError: a model of another config, with unknown or missing parameters, or on the meta device.
@@ -79,7 +79,7 @@ class Transfer:
         ]
 
     def apply_schedule_(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Set every group's lr and weight_decay for a 0-based optimizer step; stateless, call it before ``step()``.
+        """Set every group's lr and weight_decay for a 0-based step. Stateless; call it before ``step()``.
 
         Raises:
             UserError: no budget is known, a step outside it, or groups that are not of :meth:`param_groups`.
@@ -142,11 +142,9 @@ def load_transfer(folder: str | Path, *, batch_tokens: int | None = None, total_
     folder = Path(folder)
     path = folder / "optimizer.yaml"
     optimizer = validated(OptimizerFile, read_yaml(path), path)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", file=folder / "config.json") from None
-    return Transfer(folder, config, optimizer, _bound(optimizer.schedule, batch_tokens, total_tokens))
+    return Transfer(
+        folder, read_json(folder / "config.json"), optimizer, _bound(optimizer.schedule, batch_tokens, total_tokens)
+    )
 
 
 def _bound(spec: ScheduleSpec, batch_tokens: int | None, total_tokens: int | None) -> Schedule | None:
@@ -171,7 +169,7 @@ def _bound(spec: ScheduleSpec, batch_tokens: int | None, total_tokens: int | Non
 
 
 def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters by the names ``transformers`` gives them, wrappers' prefixes taken out wherever they stand."""
+    """Parameters by the names ``transformers`` gives them, without wrappers' prefixes wherever they stand."""
     for name, parameter in model.named_parameters():
         yield ".".join(part for part in name.split(".") if part not in WRAPPERS), parameter
 

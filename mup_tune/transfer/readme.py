@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mup_tune.roles import RoleTable
-from mup_tune.train.schedule import batch_lr_factor
+from mup_tune.schedule import batch_lr_factor
 from mup_tune.transfer.groups import OptimizerFile, ScheduleSpec
-from mup_tune.transfer.resolve import Source
+from mup_tune.transfer.resolve import Tuned
 
 FIRST = (
     "**Do not train from `from_config`'s own init** (`FalconH1ForCausalLM(config)` alone, `AutoModelForCausalLM."
@@ -64,13 +64,11 @@ NOTES = """\
 * `config.json` holds no token ids: set `bos_token_id` and `eos_token_id` from your tokenizer."""
 
 
-def readme(
-    source: Source, table: RoleTable, optimizer: OptimizerFile, warnings: Sequence[str], verification: str
-) -> str:
+def readme(tuned: Tuned, table: RoleTable, optimizer: OptimizerFile, warnings: Sequence[str], verification: str) -> str:
     """The text; its first line is the one thing nobody may miss."""
     settings, shape = table.settings, table.shape
     base = ", ".join(f"{key} {value}" for key, value in settings.base.model_dump().items())
-    title = f"{shape.name or 'target'}, {shape.parameters():,} parameters, from {source.origin}"
+    title = f"{shape.name or 'target'}, {shape.parameters():,} parameters, from {tuned.origin}"
     parts = [
         FIRST,
         f"# {title}",

@@ -1,4 +1,4 @@
-"""What is transferred: Settings with the budget and the proxy they come from, and what to warn of at a target."""
+"""What is transferred: Settings, the budget and proxy they come from, and what to warn of at a target."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mup_tune.errors import UserError
-from mup_tune.files import validated
-from mup_tune.run.folder import PLAN, RunFolder
+from mup_tune.run.folder import RunFolder
+from mup_tune.schedule import batch_lr_factor
 from mup_tune.settings import Settings, load_settings
 from mup_tune.shape import Shape
-from mup_tune.train.schedule import batch_lr_factor
 from mup_tune.trial import Budget
 
 INCUMBENT = "incumbent.yaml"
@@ -18,10 +17,11 @@ WIDTHS = ("d_model", "d_attn", "head_dim", "d_ssm", "d_state", "d_ff")
 
 
 @dataclass(frozen=True)
-class Source:
-    """``budget`` and ``proxy`` are None for settings that come without a run. ``origin`` says where from, in words.
+class Tuned:
+    """Settings and where they come from. ``budget`` and ``proxy`` are None where they come without a run.
 
-    ``batch_tokens`` is the target's batch where the settings' η was scaled to it, see :func:`at_batch`.
+    ``origin`` names the place in words. ``batch_tokens`` is the target's batch where η was scaled to it, see
+    :func:`at_batch`.
     """
 
     settings: Settings
@@ -31,7 +31,7 @@ class Source:
     batch_tokens: int | None = None
 
 
-def resolve(source: str) -> Source:
+def resolve(source: str) -> Tuned:
     """A run folder's incumbent, named Settings, or those of a YAML file.
 
     Raises:
@@ -49,51 +49,51 @@ def resolve(source: str) -> Source:
     if folder.suffix not in (".yaml", ".yml") and len(folder.parts) > 1:
         raise UserError("no such run folder or settings file", file=source)
     settings = load_settings(source, None)
-    return Source(settings, f"the settings {source!r}")
+    return Tuned(settings, f"the settings {source!r}")
 
 
-def at_batch(source: Source, batch_tokens: int) -> Source:
-    """``source`` with η·√(b/b_ref) for a target that trains on ``batch_tokens`` a step (arXiv 2507.22448); λ stays.
+def at_batch(tuned: Tuned, batch_tokens: int) -> Tuned:
+    """``tuned`` with η·√(b/b_ref) for a target with batches of ``batch_tokens``; λ stays (arXiv 2507.22448).
 
     Raises:
         UserError: settings without a run, so that b_ref is not known.
     """
-    if source.budget is None:
+    if tuned.budget is None:
         raise UserError(
-            f"{source.origin} come without a run, so the batch their learning rate belongs to is not known",
+            f"{tuned.origin} come without a run, so the batch their learning rate belongs to is not known",
             field="--batch-tokens",
             fix="Leave it out and set `lr` for your batch yourself",
         )
     if batch_tokens < 1:
         raise UserError(f"{batch_tokens} is not allowed: a batch has at least one token", field="--batch-tokens")
     # η = ELR/EWD and λ = ELR·EWD: opposite factors move η alone.
-    factor = batch_lr_factor(batch_tokens, source.budget.batch_tokens) ** 0.5
-    settings = source.settings.scaled({"elr": factor, "ewd": 1 / factor})
-    return replace(source, settings=settings, batch_tokens=batch_tokens)
+    factor = batch_lr_factor(batch_tokens, tuned.budget.batch_tokens) ** 0.5
+    settings = tuned.settings.scaled({"elr": factor, "ewd": 1 / factor})
+    return replace(tuned, settings=settings, batch_tokens=batch_tokens)
 
 
-def warnings(source: Source, target: Shape) -> list[str]:
+def warnings(tuned: Tuned, target: Shape) -> list[str]:
     """Sentences on what a user must not overlook at this target."""
     found: list[str] = []
-    base = source.settings.base
+    base = tuned.settings.base
     if all(getattr(base, size) == getattr(target, size) for size in WIDTHS):
         found.append(
             "base equal to target: the target has the widths these settings are relative to, so every width factor "
             "is 1 and NO WIDTH SCALING TOOK PLACE"
         )
-    if base.n_layers != target.n_layers and source.settings.depth_rule == "none":
+    if base.n_layers != target.n_layers and tuned.settings.depth_rule == "none":
         found.append(
             f"depth {base.n_layers} → {target.n_layers}: Falcon-H1 has no depth rule, nothing was scaled with depth"
         )
-    if source.proxy and source.proxy.vocab_size != target.vocab_size:
+    if tuned.proxy and tuned.proxy.vocab_size != target.vocab_size:
         found.append(
-            f"vocabulary {source.proxy.vocab_size} at the proxy, {target.vocab_size} at the target: the learning "
+            f"vocabulary {tuned.proxy.vocab_size} at the proxy, {target.vocab_size} at the target: the learning "
             "rates of embedding and lm_head and their multipliers were tuned at the proxy's; re-check them first"
         )
     return found
 
 
-def _from_run(folder: Path) -> Source:
+def _from_run(folder: Path) -> Tuned:
     run = RunFolder.open(folder)
     incumbent = run.settings / INCUMBENT
     if not incumbent.is_file():
@@ -102,9 +102,9 @@ def _from_run(folder: Path) -> Source:
             file=folder,
             fix="Let the sweep go on, or transfer named settings",
         )
-    return Source(
+    return Tuned(
         settings=load_settings(str(incumbent), None),
-        origin=f"the incumbent of the run {folder.resolve().name!r} (plan {run.plan.get('name', '')!r})",
-        budget=validated(Budget, run.plan.get("budget"), folder / PLAN),
-        proxy=validated(Shape, run.plan.get("proxy"), folder / PLAN),
+        origin=f"the incumbent of the run {folder.resolve().name!r} (plan {run.plan.name!r})",
+        budget=run.plan.budget,
+        proxy=run.plan.proxy,
     )

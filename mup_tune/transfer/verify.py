@@ -1,4 +1,4 @@
-"""The other side's word on an export: ``transformers`` builds the model on the meta device, nothing is left over."""
+"""The other side's word on an export: ``transformers`` builds the model, and nothing is left over."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SKIPPED = (
 
 
 def verify(folder: Path, config: dict[str, Any], table: RoleTable, optimizer: OptimizerFile) -> str:
-    """Check an export's patterns, and its ``config.json`` in ``folder`` through ``transformers`` where installed.
+    """Check an export's patterns, and where ``transformers`` is installed its ``config.json`` in ``folder``.
 
     Returns:
         A sentence on what was verified, or that the other side's part was skipped.

@@ -1,4 +1,4 @@
-"""The GPU benchmark on the CPU: floors, batches, who is timed when, what a profile saw, and one run of it all."""
+"""The GPU benchmark on the CPU: floors, batches, who is timed when, what a profile saw, one run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.autograd import DeviceType
 
 from mup_tune.shape import Shape, load_shape
 from mup_tune.train.fused_step import FusedStep
-from mup_tune.train.step import TorchStep
+from mup_tune.train.torch_step import TorchStep
 from mup_tune.trial import Budget
 
 TINY = """

@@ -1,4 +1,4 @@
-"""The benchmark of search methods on simulated training: equal FLOPs, honest intervals, resumed without training."""
+"""The benchmark of search methods on simulated training: equal FLOPs, honest intervals, resuming."""
 
 from __future__ import annotations
 

@@ -18,20 +18,20 @@ checks.expected()  # before anything is made to go wrong
 
 
 def test_pytorch_passes_in_float32_and_is_not_compared_with_itself() -> None:
-    verdict = checks.verdict("torch", "cpu", torch.float32)
-    assert verdict.passed, verdict
-    assert verdict.why == ""
-    assert verdict.loss_error is not None
-    assert verdict.gradient_error is not None
-    assert 0 < verdict.loss_error < 1e-6
-    assert 1e-7 < verdict.gradient_error < 1e-4
+    found = checks.tested("torch", "cpu", torch.float32)
+    assert found.passed, found
+    assert found.why == ""
+    assert found.loss_error is not None
+    assert found.gradient_error is not None
+    assert 0 < found.loss_error < 1e-6
+    assert 1e-7 < found.gradient_error < 1e-4
 
 
 def test_pytorch_in_bfloat16_stays_inside_the_tolerance_of_bfloat16() -> None:
-    verdict = checks.verdict("torch", "cpu", torch.bfloat16)
-    assert verdict.passed, verdict
-    assert verdict.gradient_error is not None
-    assert verdict.gradient_error > checks.TOLERANCES[torch.float32].gradient
+    found = checks.tested("torch", "cpu", torch.bfloat16)
+    assert found.passed, found
+    assert found.gradient_error is not None
+    assert found.gradient_error > checks.TOLERANCES[torch.float32].gradient
 
 
 def test_all_gradients_are_compared_and_none_is_zero() -> None:
@@ -85,9 +85,9 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_fails(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
-    verdict = checks.verdict("torch", "cpu", torch.float32)
-    assert not verdict.passed, verdict
-    assert verdict.worst in verdict.why
+    found = checks.tested("torch", "cpu", torch.float32)
+    assert not found.passed, found
+    assert found.worst in found.why
 
 
 def test_losses_alone_being_wrong_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +98,9 @@ def test_losses_alone_being_wrong_fails(monkeypatch: pytest.MonkeyPatch) -> None
         return loss_P * torch.tensor([1.0, 1.0001]), gradients
 
     monkeypatch.setattr(checks, "losses_and_gradients", off)
-    verdict = checks.verdict("torch", "cpu", torch.float32)
-    assert not verdict.passed
-    assert verdict.loss_error == pytest.approx(1e-4, rel=0.01)
+    found = checks.tested("torch", "cpu", torch.float32)
+    assert not found.passed
+    assert found.loss_error == pytest.approx(1e-4, rel=0.01)
 
 
 def test_nan_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +112,9 @@ def test_nan_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         return loss_P, gradients
 
     monkeypatch.setattr(checks, "losses_and_gradients", spoiled)
-    verdict = checks.verdict("torch", "cpu", torch.float32)
-    assert not verdict.passed
-    assert (verdict.worst, verdict.gradient_error) == ("layers.1.D", inf)
+    found = checks.tested("torch", "cpu", torch.float32)
+    assert not found.passed
+    assert (found.worst, found.gradient_error) == ("layers.1.D", inf)
 
 
 def test_what_raises_fails_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,20 +122,20 @@ def test_what_raises_fails_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("no kernel image\nand much more")
 
     monkeypatch.setattr(layers._CausalConv, "apply", broken)
-    verdict = checks.verdict("torch", "cpu", torch.float32)
-    assert (verdict.passed, verdict.loss_error, verdict.gradient_error) == (False, None, None)
-    assert verdict.why == "RuntimeError: no kernel image"
+    found = checks.tested("torch", "cpu", torch.float32)
+    assert (found.passed, found.loss_error, found.gradient_error) == (False, None, None)
+    assert found.why == "RuntimeError: no kernel image"
 
 
 def test_only_what_can_run_is_tested() -> None:
-    tested = [(verdict.backend, verdict.device) for verdict in checks.self_test() if verdict.device == "cpu"]
+    tested = [(found.backend, found.device) for found in checks.self_test() if found.device == "cpu"]
     assert tested == [("torch", "cpu")]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_every_backend_passes_on_a_gpu() -> None:
-    tested = [verdict for verdict in checks.self_test() if verdict.device == "cuda:0"]
+    tested = [found for found in checks.self_test() if found.device == "cuda:0"]
     present = {name for name in backends.BACKENDS if backends.missing(name, "cuda:0") is None}
-    assert {verdict.backend for verdict in tested} == present >= {"triton", "torch"}
-    assert [verdict for verdict in tested if not verdict.passed] == []
+    assert {found.backend for found in tested} == present >= {"triton", "torch"}
+    assert [found for found in tested if not found.passed] == []

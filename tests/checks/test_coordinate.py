@@ -31,7 +31,7 @@ from mup_tune.model.falcon_h1 import Population
 from mup_tune.roles import RoleTable, role_table
 from mup_tune.settings import untuned
 from mup_tune.shape import Shape, load_shape, scaled
-from mup_tune.stats import Estimate, slope
+from mup_tune.stats import Interval, slope
 
 FAMILY = load_shape("cpu-64")
 WIDTHS, SEEDS, STEPS = (32, 64, 128), range(4), 3
@@ -186,9 +186,9 @@ def test_verdicts_on_made_up_traces(exponent: float, noise: float, verdict: str)
 
 
 def test_logits_may_shrink_but_not_grow() -> None:
-    assert verdict_of(Estimate(-0.5, -0.52, -0.48), 0.0, only_growth=True) == "pass"
-    assert verdict_of(Estimate(0.5, 0.48, 0.52), 0.0, only_growth=True) == "fail"
-    assert verdict_of(Estimate(-0.5, -0.9, 0.2), 0.0, only_growth=True) == "inconclusive"
+    assert verdict_of(Interval(-0.5, -0.52, -0.48), 0.0, only_growth=True) == "pass"
+    assert verdict_of(Interval(0.5, 0.48, 0.52), 0.0, only_growth=True) == "fail"
+    assert verdict_of(Interval(-0.5, -0.9, 0.2), 0.0, only_growth=True) == "inconclusive"
     assert verdict_of(None, 0.0) == "inconclusive"
 
 

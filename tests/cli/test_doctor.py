@@ -15,15 +15,15 @@ from mup_tune.checks import backends as checks
 from mup_tune.cli import app, doctor
 from mup_tune.model import backends
 
-PASS = checks.Verdict("torch", "cpu", "float32", 1e-8, 2e-6, "layers.0.A_log", True, "", 0.2)
-FAIL = checks.Verdict("triton", "cuda:0", "bfloat16", 1e-4, float("inf"), "layers.1.D", False, "more than 0.1", 9.0)
+PASS = checks.BackendTest("torch", "cpu", "float32", 1e-8, 2e-6, "layers.0.A_log", True, "", 0.2)
+FAIL = checks.BackendTest("triton", "cuda:0", "bfloat16", 1e-4, float("inf"), "layers.1.D", False, "more than 0.1", 9.0)
 
 
 def run(*arguments: str) -> Result:
     return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["doctor", *arguments], catch_exceptions=False)
 
 
-def tested(monkeypatch: pytest.MonkeyPatch, *verdicts: checks.Verdict) -> None:
+def tested(monkeypatch: pytest.MonkeyPatch, *verdicts: checks.BackendTest) -> None:
     monkeypatch.setattr(checks, "self_test", lambda: list(verdicts))
 
 

@@ -94,7 +94,7 @@ def test_bad_input_exits_2(file: Path, arguments: list[str], message: str) -> No
 
 def test_without_a_name_and_in_its_help_the_shipped_plans_are_listed() -> None:
     listed = {each["plan"]: each["about"] for each in json.loads(mup_tune("plan", "--json").stdout)}
-    assert {"falcon_h1", "channels", "rope_base", "depth_width", "sensitivity", "quickstart"} <= set(listed)
+    assert {"falcon_h1", "channels", "rope_base", "width_depth", "sensitivity", "quickstart"} <= set(listed)
     assert all(listed.values())
     for arguments in (["plan"], ["plan", "--help"]):
         said = " ".join(mup_tune(*arguments).stdout.split())

@@ -1,4 +1,4 @@
-"""Small corpora for the tests: Megatron pairs packed by hand, so that no code under test writes what it reads."""
+"""Small corpora for tests: Megatron pairs packed by hand, so that no code under test writes what it reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMATS = {1: "B", 2: "b", 3: "h", 4: "i", 5: "q", 8: "H"}
 
 
 def pack_pair(prefix: Path, documents: Sequence[Sequence[Sequence[int]]], code: int = 8, gap: int = 0) -> Path:
-    """PREFIX.bin/.idx of documents made of sequences, by struct; ``gap`` tokens of rubbish lie between sequences."""
+    """PREFIX.bin/.idx of documents made of sequences, with ``gap`` tokens of rubbish between sequences."""
     token = FORMATS[code]
     sequences = [sequence for document in documents for sequence in document]
     body, pointers = b"", []

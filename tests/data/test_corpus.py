@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mup_tune.data import stdlib as stdlib_corpus
-from mup_tune.data.corpus import Corpus, open_corpus
+from mup_tune.data.corpus import Corpus
 from mup_tune.data.sources import discover
 from mup_tune.data.split import validation_side
-from mup_tune.data.stdlib import default_corpus
+from mup_tune.data.stdlib import default_corpus, open_corpus
 from mup_tune.data.tokenizer import load_tokenizer
 from mup_tune.errors import UserError
 

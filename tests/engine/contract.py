@@ -1,4 +1,4 @@
-"""What every driver promises. A test class that inherits this gives it ``drive(source, make_runner, on_event)``.
+"""What every driver promises. A test class that inherits this has ``drive(source, make_runner, on_event)``.
 
 Few and long scenarios: on Ray each start of a run costs seconds.
 """
@@ -23,7 +23,7 @@ class DriverContract:
     drive: Drive
 
     def test_a_run(self, tmp_path: Path) -> None:
-        """Calibration, packs, a failing one, one that does not fit, barriers: all is committed exactly once."""
+        """Calibration, packs, a failing one, one that does not fit, barriers: all commit exactly once."""
         (talkative,) = packs("talk", 1, 2, 30_000)
         (failing,) = packs("raise", 1, 2, 40_000)
         (too_large,) = packs("memory", 1, 4, 50_000)

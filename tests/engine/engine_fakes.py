@@ -106,7 +106,7 @@ def factory(folder: Path) -> RunnerFactory:
 
 @dataclass
 class Staged:
-    """Stages of work with a barrier between them. Lost work is handed out again, at most ``retries`` times."""
+    """Stages of work with a barrier between them. Lost work goes out again, at most ``retries`` times."""
 
     stages: list[list[Work]]
     retries: int = 3

@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Two CPU cores and one make-believe GPU that every test connects to; its token stays out of the user's home."""
+    """Two CPU cores and a make-believe GPU for every test; its token stays out of the user's home."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("PYTHONPATH", str(HERE))  # lanes import the fakes
@@ -147,7 +147,7 @@ def test_an_address_without_a_cluster(
 
 
 class Program:
-    """``local_run.py`` in its own process group, home and (by a mark in the environment) traceable descendants."""
+    """``local_run.py`` in its own process group and home; a mark in the environment finds its descendants."""
 
     def __init__(self, folder: Path, seconds: str) -> None:
         self.folder, self.mark, self.home = folder, f"mark-{os.getpid()}-{folder.name}", folder / "home"

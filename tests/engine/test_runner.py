@@ -1,4 +1,4 @@
-"""What a lane does with its data: packs of a mixture repeat bitwise, and other data than the run's is refused."""
+"""What a lane does with its data: packs of a mixture repeat bitwise, and data not the run's is refused."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mup_tune.errors import UserError
 from mup_tune.settings import untuned
 from mup_tune.shape import Shape, load_shape
 from mup_tune.train import step
+from mup_tune.train.torch_step import TorchStep
 from mup_tune.trial import Budget, Pack, PackResult, Trial
 
 SHAPE = load_shape("cpu-32")
@@ -70,11 +71,11 @@ def test_a_lane_refuses_data_that_is_not_the_runs(tmp_path: Path) -> None:
 def test_a_device_whose_memory_runs_out_is_one_size_too_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
-    """Calibration holds one population at a time, and stops at the first that does not fit; a pack is to be split."""
+    """Calibration holds one population at a time and stops at the first too large; a pack is to be split."""
     data = (Data(corpus=str(corpus(tmp_path, "prose", "once"))),)
-    built: list[weakref.ref[step.TorchStep]] = []
+    built: list[weakref.ref[TorchStep]] = []
 
-    class Small(step.TorchStep):
+    class Small(TorchStep):
         def __init__(self, shape: Shape, members: int, *rest: Any) -> None:
             gc.collect()
             assert all(ref() is None for ref in built)
@@ -102,7 +103,7 @@ def test_other_errors_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def broken(*_: Any) -> None:
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(step.TorchStep, "step", broken)
+    monkeypatch.setattr(TorchStep, "step", broken)
     run = TrainingRunner(data, open_mixture(data).hash)("lane-0")
     for work in (Calibrate(TRIALS[0], (1, 2)), Pack.of("stage", TRIALS)):
         with pytest.raises(RuntimeError, match="illegal"):

@@ -18,8 +18,10 @@ from mup_tune.roles import role_table
 from mup_tune.settings import Settings, falcon_h1_published, untuned
 from mup_tune.shape import load_shape
 from mup_tune.train import fused_step
-from mup_tune.train.step import Steps, new_population
-from mup_tune.train.trainer import Device, train_pack
+from mup_tune.train.device import Device
+from mup_tune.train.population import new_population
+from mup_tune.train.step import Steps
+from mup_tune.train.trainer import train_pack
 from mup_tune.trial import Budget, Pack, Trial
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]

@@ -1,4 +1,4 @@
-"""Small Shapes, role tables with every multiplier off 1, and populations with random weights, for the tests here."""
+"""Small Shapes, role tables with every multiplier off 1, and populations with random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block orders: what is added to the residual stream, and when. SA_M itself is compared with ``transformers``."""
+"""Block orders: what is added to the residual stream, and when. SA_M has ``transformers`` itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from random_models import TINY, random_population, random_table, random_tokens, variant
 
 from mup_tune.model import hf
-from mup_tune.model.falcon_h1 import Block, Population, Step
+from mup_tune.model.falcon_h1 import Block, ForwardPass, Population
 from mup_tune.model.layers import rms_norm
 from mup_tune.roles import role_table
 from mup_tune.settings import untuned
@@ -18,26 +18,26 @@ ORDERS = ("SA_M", "SAM", "S_A_M")
 DOCUMENTS = torch.tensor([[0] * 7 + [1] + [2] * 13, [0] * 21])
 
 
-def reference_block(block: Block, r: torch.Tensor, step: Step) -> torch.Tensor:
+def reference_block(block: Block, r: torch.Tensor, shared: ForwardPass) -> torch.Tensor:
     """One layer written out from the branches of SA_M, as the order's letters say."""
     u, v = rms_norm(r, block.input_norm), rms_norm(r, block.pre_ff_norm)
     if block.shape.block_order == "SAM":
-        mixed = block.mamba2(u, step) if block.shape.d_ssm else 0
-        return r + mixed + block.attention(u, step) + block.mlp(v, step)
-    r = r + block.mamba2(u, step)
+        mixed = block.mamba2(u, shared) if block.shape.d_ssm else 0
+        return r + mixed + block.attention(u, shared) + block.mlp(v, shared)
+    r = r + block.mamba2(u, shared)
     if block.shape.block_order == "S_A_M":
-        r = r + block.attention(rms_norm(r, block.pre_attention_norm), step)
+        r = r + block.attention(rms_norm(r, block.pre_attention_norm), shared)
     else:
-        r = r + block.attention(u, step)
-    return r + block.mlp(rms_norm(r, block.pre_ff_norm), step)
+        r = r + block.attention(u, shared)
+    return r + block.mlp(rms_norm(r, block.pre_ff_norm), shared)
 
 
 def reference_logits(model: Population, tokens: torch.Tensor) -> torch.Tensor:
     """[B, T, V] of a population of one."""
-    step = model._step(tokens.shape[1], None, lambda site, value: None)
+    shared = model.forward_pass(tokens.shape[1])
     r = model.embedding_weight[:, tokens] * model.multipliers.get_buffer("embedding")
     for block in model.layers:
-        r = reference_block(block, r, step)
+        r = reference_block(block, r, shared)
     hidden = rms_norm(r, model.final_norm) * model.multipliers.get_buffer("lm_head")
     return (hidden @ model.lm_head_weight.transpose(1, 2)[:, None])[0]
 

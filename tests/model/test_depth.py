@@ -1,4 +1,4 @@
-"""CompleteP (arXiv 2505.01618, α = 1) in the model: its eps rule follows the gradients, and ``transformers`` agrees."""
+"""CompleteP (arXiv 2505.01618, α = 1) in the model: eps follows gradients, and ``transformers`` agrees."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mup_tune.model.falcon_h1 import Population
 from mup_tune.roles import RoleTable, role_table
 from mup_tune.settings import Settings, untuned
 from mup_tune.shape import Shape, load_shape
-from mup_tune.train.step import new_population
+from mup_tune.train.population import new_population
 
 
 def completep(base: Shape) -> Settings:

@@ -1,4 +1,4 @@
-"""The step in kernels is the population: losses and gradients of every kind of Shape, packed rows, members apart."""
+"""The step in kernels is the population: losses and gradients of every kind of Shape, rows packed."""
 
 from __future__ import annotations
 

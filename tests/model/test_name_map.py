@@ -1,4 +1,4 @@
-"""The name map is a bijection between our rows and ``transformers``' parameters, and knows whose LR is whose."""
+"""Our rows and ``transformers``' parameters map onto each other one to one, and so do their rates."""
 
 from __future__ import annotations
 

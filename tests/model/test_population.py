@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from random_models import TINY, random_population, random_table, random_tokens, variant
 
 from mup_tune.model import hf
-from mup_tune.model.falcon_h1 import FORWARD_FIELDS, Population
+from mup_tune.model.falcon_h1 import Population
+from mup_tune.multipliers import FORWARD
 from mup_tune.shape import Shape
 
 ATTENTION_ONLY = variant(d_ssm=0)
@@ -112,7 +113,7 @@ def test_nll_is_the_logits_cross_entropy_with_and_without_gradients() -> None:
         assert torch.equal(population.nll(tokens, targets, DOCUMENTS), nll)
 
 
-@pytest.mark.parametrize("name", [*FORWARD_FIELDS, "rope_base"])
+@pytest.mark.parametrize("name", [*FORWARD, "rope_base"])
 @pytest.mark.parametrize("shape", [variant(gated_norm=True), TINY], ids=["gated", "plain"])
 def test_every_multiplier_changes_its_member_and_no_other(shape: Shape, name: str) -> None:
     population = random_population(shape, 2)

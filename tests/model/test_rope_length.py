@@ -1,4 +1,4 @@
-"""Beyond the training length: four times as many positions, two RoPE bases side by side, as ``transformers`` has it."""
+"""Beyond the training length: four times the positions, two RoPE bases side by side, as ``transformers``."""
 
 from __future__ import annotations
 

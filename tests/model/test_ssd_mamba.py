@@ -1,4 +1,4 @@
-"""mamba-ssm's scan with members folded into heads and groups equals the float64 torch scan, gradients included."""
+"""mamba-ssm's scan with members folded into heads and groups equals the float64 torch scan."""
 
 from __future__ import annotations
 

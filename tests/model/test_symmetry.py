@@ -1,4 +1,4 @@
-"""The abc-symmetry under AdamW (docs/method.md): θ may sit in a weight or its multiplier, if η, λ and eps move along.
+"""The abc-symmetry under AdamW (docs/method.md): θ sits in a weight or in its multiplier; η, λ, eps follow.
 
 Member 0 is the reference; every other member of the same population has one group shifted. All in float64,
 unclipped: a clip on the global gradient norm is no symmetry, for g → g/θ. No activation changes, so the
@@ -15,7 +15,8 @@ import torch
 from random_models import TINY, random_table, random_tokens, randomise_, variant
 
 from mup_tune.model import hf
-from mup_tune.model.falcon_h1 import SSM_SLICES, Population
+from mup_tune.model.falcon_h1 import Population
+from mup_tune.multipliers import FORWARD
 from mup_tune.shape import Shape
 from mup_tune.train.optimizer import MemberAdamW, Rates
 
@@ -130,12 +131,14 @@ def logits_apart(population: Population) -> torch.Tensor:
 
 
 def test_slices_of_one_matrix_trade_with_their_own_multiplier() -> None:
-    """k inside qkv, and z, x, B, C and dt inside ssm_in_proj: their init may differ, their η, λ and eps may not."""
-    population = copies(TINY, 1 + 1 + len(SSM_SLICES))
+    """Slices of one matrix may differ in init. Their η, λ and eps are the matrix' own."""
+    multipliers = {each.slice: each.name for each in FORWARD.values() if each.slice}
+    assert multipliers.keys() == {"k", "z", "x", "B", "C", "dt"}
+    population = copies(TINY, 1 + len(multipliers))
     table = random_table(TINY, 1)
     with torch.no_grad():
-        for member, slice_ in enumerate(("k", *SSM_SLICES), 1):
-            population.multipliers.get_buffer("key" if slice_ == "k" else f"ssm_{slice_}")[member] /= 5.0
+        for member, (slice_, multiplier) in enumerate(multipliers.items(), 1):
+            population.multipliers.get_buffer(multiplier)[member] /= 5.0
             for name, tensor in hf.state_dict(population, member).items():
                 if slice_ == "k" and "k_proj" in name:
                     tensor *= 5.0

@@ -1,4 +1,4 @@
-"""A made-up run through the real dataclasses: a log-parabola per axis, seeds with noise, one divergence cliff."""
+"""A made-up run through the real types: a log-parabola per axis, seeds with noise, one divergence cliff."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mup_tune.findings import AxisFinding, Comparison, Decision, Finding, Fit, Interval, Point, State
+from mup_tune.findings import AxisFinding, Comparison, Decision, Finding, Point, Reason, State
+from mup_tune.findings.confirmation import Confirmation
+from mup_tune.findings.global_axes import GlobalAxes
+from mup_tune.findings.multipliers import Move, MultiplierPasses, Pass
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.run.tables import write_tables
 from mup_tune.settings import Settings, untuned
 from mup_tune.shape import load_shape
+from mup_tune.stats import Interval, Parabola
 from mup_tune.trial import Budget, Pack, PackResult, Trial, TrialResult
 
 SHAPE = load_shape("cpu-64")
@@ -41,6 +45,13 @@ class Landscape:
     cliff: float = math.inf
     grid: tuple[float, ...] = GRID
 
+
+REASONS: dict[Decision, Reason] = {
+    "kept": "best",
+    "flat": "not better",
+    "not identifiable": "horizon",
+    "dropped": "move failed",
+}
 
 AXES = (
     Landscape("embedding", 1.1, 0.03, "moved"),
@@ -75,38 +86,45 @@ def axis_finding(land: Landscape, before: float, seeds: tuple[int, ...], floor: 
         before=before,
         after=before * 2**land.optimum if moved else before,
         points=tuple(points),
-        fit=Fit(
-            optimum=Interval(value=land.optimum, low=land.optimum - width, high=land.optimum + width),
+        fit=Parabola(
+            optimum=Interval(land.optimum, land.optimum - width, land.optimum + width),
             floor=floor + float(np.mean(list(seed_effect.values()))),
-            curvature=Interval(value=land.curvature, low=0.9 * land.curvature, high=1.1 * land.curvature),
+            curvature=Interval(land.curvature, 0.9 * land.curvature, 1.1 * land.curvature),
             points_used=len(land.grid),
+            edge=False,
         )
         if identifiable
         else None,
-        gain=Interval(value=gain, low=gain - 0.0014, high=gain + 0.0014) if identifiable else None,
+        gain=Interval(gain, gain - 0.0014, gain + 0.0014) if identifiable else None,
         p_value=0.0004 if moved else 0.21 if identifiable else None,
         decision=land.decision,
-        why=f"The grid of {len(land.grid)} points says {land.decision} for {land.axis}.",
+        reason=REASONS.get(land.decision, "fitted"),
+        horizon=None if identifiable else 0.0256,
     )
+
+
+def passes(*done: tuple[AxisFinding, ...]) -> MultiplierPasses:
+    """Passes over a group, each moved all together."""
+    gain = Interval(0.019, 0.015, 0.023)
+    move = Move(share=1.0, comparison=comparison("incumbent", gain, (0, 1, 2), "all together"))
+    found = tuple(Pass(axes=axes, moves=(move,) if axes else (), noise_known=True) for axes in done)
+    return MultiplierPasses(passes=found, most=len(found))
 
 
 def finding(
     stage: str, kind: str, title: str, before: Settings, lands: tuple[Landscape, ...], seeds: tuple[int, ...]
 ) -> Finding:
     axes = tuple(axis_finding(land, before.value(land.axis), seeds) for land in lands)
-    after = before.with_values(
-        {axis.axis: axis.after for axis in axes if axis.decision == "moved"}, name=f"after {stage}"
-    )
-    moved = [axis.axis for axis in axes if axis.decision == "moved"]
+    moved = {axis.axis: axis.after for axis in axes if axis.decision == "moved"}
+    result = GlobalAxes(axes=axes, eta_lambda_T=0.0256, steps=BUDGET.steps) if kind == "elr_ewd" else passes(axes)
     return Finding(
         stage=stage,
         kind=kind,
         title=title,
         before=before,
-        after=after,
-        axes=axes,
+        after=before.with_values(moved, name=f"after {stage}"),
         sigma_delta=0.0021,
-        summary=(f"{len(axes)} axes were swept on {len(seeds)} seeds.", f"Moved: {', '.join(moved) or 'none'}."),
+        result=result,
     )
 
 
@@ -123,7 +141,17 @@ def comparison(
             seed: loss + shift + 0.001 * place if gain or place == 0 else None for place, seed in enumerate(seeds)
         },
         gain=gain,
-        verdict="the tuned Settings are better" if gain and gain.low > 0 else "not enough seeds ended",
+    )
+
+
+def confirmation(comparisons: tuple[Comparison, ...], before: Settings, stage: str = "03-confirm") -> Finding:
+    return Finding(
+        stage=stage,
+        kind="confirm",
+        title="Confirmation on fresh seeds",
+        before=before,
+        after=before,
+        result=Confirmation(comparisons=comparisons),
     )
 
 
@@ -133,28 +161,13 @@ def synthetic_findings(
     start = untuned(SHAPE)
     first = finding("01-elr", "elr_ewd", "Global ELR", start, (Landscape("elr", 0.7, 0.08, "moved"),), seeds)
     second = finding("02-multipliers", "micro", "Multipliers one by one", first.after, axes, seeds)
-    second = second.model_copy(
-        update={
-            "comparisons": (
-                comparison("incumbent", Interval(value=0.019, low=0.015, high=0.023), seeds, "all together"),
-            )
-        }
-    )
-    last = Finding(
-        stage="03-confirm",
-        kind="confirm",
-        title="Confirmation on fresh seeds",
-        before=second.after,
-        after=second.after,
-        comparisons=comparisons,
-        summary=("The tuned Settings were trained on seeds that no decision had seen.",),
-    )
+    last = confirmation(comparisons, second.after)
     return (first, second, last) if comparisons else (first, second)
 
 
 COMPARISONS = (
-    comparison("elr-tuned", Interval(value=0.0452, low=0.0381, high=0.0523), (10, 11, 12)),
-    comparison("untuned", Interval(value=0.1123, low=0.1012, high=0.1234), (10, 11, 12)),
+    comparison("elr-tuned", Interval(0.0452, 0.0381, 0.0523), (10, 11, 12)),
+    comparison("untuned", Interval(0.1123, 0.1012, 0.1234), (10, 11, 12)),
     comparison("falcon-h1-published", None, (10, 11, 12)),
 )
 
@@ -182,7 +195,7 @@ def _curves(seeds: tuple[int, ...], level: float) -> dict[str, list[float]]:
     return {str(name): list(column) for name, column in pd.concat(tables).items()}
 
 
-def plan(name: str) -> dict[str, Any]:
+def plan(name: str, stages: tuple[str, ...] = ("elr_ewd", "micro", "confirm")) -> dict[str, Any]:
     return {
         "name": name,
         "about": "A short tune of a small proxy.",
@@ -190,8 +203,8 @@ def plan(name: str) -> dict[str, Any]:
         "start": untuned(SHAPE).model_dump(mode="json"),
         "seeds": [0, 1, 2],
         "budget": BUDGET.model_dump(mode="json"),
-        "data": {"corpus": "python-stdlib", "max_epochs": 1.0},
-        "stages": [{"kind": "elr_ewd"}, {"kind": "micro"}, {"kind": "confirm"}],
+        "data": [{"corpus": "python-stdlib", "weight": 1.0, "max_epochs": 1.0}],
+        "stages": [{"kind": kind} for kind in stages],
     }
 
 
@@ -203,10 +216,11 @@ def write_run(
     seeds: tuple[int, ...] = (10, 11, 12),
     diverged: bool = False,
     trained: bool = True,
+    stages: tuple[str, ...] = ("elr_ewd", "micro", "confirm"),
 ) -> Path:
-    """A run folder, written by the run's own journal: its last stage trained the incumbent and each reference."""
+    """A run folder by the run's own journal: its last stage trained the incumbent and each reference."""
     corpus = {"name": "python-stdlib", "hash": "fedcba9876543210"}
-    with RunFolder.create_or_resume(path, plan(name), "0123456789abcdef", corpus) as folder:
+    with RunFolder.create_or_resume(path, plan(name, stages), "0123456789abcdef", corpus) as folder:
         journal = Journal(folder, writable=True)
         for each in findings:
             journal.begin_stage(each.stage, each.kind, each.title, each.before)

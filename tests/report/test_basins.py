@@ -9,14 +9,18 @@ import pytest
 from synthetic_run import SHAPE, write_run
 from test_report_page import Page
 
-from mup_tune.findings import Basin, BasinSize, Finding, Fit, Interval, Point
-from mup_tune.report.basins import best_losses, leading, panels, view
+from mup_tune.findings import Finding, Point
+from mup_tune.findings.basins import Basin, Basins, BasinSize
+from mup_tune.report.figures.basins import best_losses, panels
 from mup_tune.report.page import render
+from mup_tune.report.parts.basins import leading
 from mup_tune.run.tables import load_run
 from mup_tune.settings import ELR_0, untuned
 from mup_tune.shape import scaled
+from mup_tune.stats import Interval, Parabola
 
 WIDTHS = (32, 64, 128)
+NO_FIT = "no parabola fits: too flat, too noisy or too close to divergence"
 
 
 def size(width: int, optimum: float, floor: float, lost: bool = False, known: bool = True) -> BasinSize:
@@ -32,26 +36,26 @@ def size(width: int, optimum: float, floor: float, lost: bool = False, known: bo
         )
         for x in (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0)
     )
-    around = Interval(value=optimum, low=optimum - 0.11, high=optimum + 0.12)
-    curvature = Interval(value=0.06, low=0.05, high=0.07)
+    around = Interval(optimum, optimum - 0.11, optimum + 0.12)
+    curvature = Interval(0.06, 0.05, 0.07)
     return BasinSize(
         label=f"d{width}",
         d_model=width,
         n_layers=2,
         parameters=shape.parameters(),
         points=points,
-        fit=Fit(optimum=around, floor=floor + 0.004, curvature=curvature, points_used=6) if known else None,
+        fit=Parabola(around, floor + 0.004, curvature, points_used=6, edge=False) if known else None,
         optimum=around if known else None,
-        drift=Interval(value=optimum, low=optimum - 0.2, high=optimum + 0.3) if width > 32 and known else None,
-        regret=Interval(value=0.0123, low=0.0101, high=0.0145) if width > 32 and known else None,
+        drift=Interval(optimum, optimum - 0.2, optimum + 0.3) if width > 32 and known else None,
+        regret=Interval(0.0123, 0.0101, 0.0145) if width > 32 and known else None,
         best_offset=round(optimum),
-        note="" if known else "no parabola fits",
+        no_optimum=None if known else "no fit",
     )
 
 
 def basin(param: str, drift: float, verdict: str, **fields: bool) -> Basin:
-    sizes = tuple(size(width, -drift * step, 2.5 - 0.1 * step, **fields) for step, width in enumerate(WIDTHS))
-    return Basin(param=param, hp="elr", sizes=sizes, verdict=verdict, why=f"the optimum of elr moves under {param}")
+    sizes = tuple(size(width, 0.0 - drift * step, 2.5 - 0.1 * step, **fields) for step, width in enumerate(WIDTHS))
+    return Basin(param=param, hp="elr", sizes=sizes, verdict=verdict)
 
 
 BOTH = (basin("mup", 0.0, "pass"), basin("sp", 1.0, "fail", lost=True))
@@ -66,10 +70,9 @@ def written(path: Path, basins: tuple[Basin, ...]) -> Page:
         before=start,
         after=start,
         on_path=False,
-        basins=basins,
-        summary=("Every size trains on the same 409,600 tokens.",),
+        result=Basins(basins=basins, comparisons=(), total_tokens=409_600, steps=200),
     )
-    return Page(render(load_run(write_run(path, (finding,), {}, name="basin-elr"))))
+    return Page(render(load_run(write_run(path, (finding,), {}, name="basin-elr", stages=("basin",)))))
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +95,16 @@ def test_headline_and_verdicts_are_those_of_mup(page: Page) -> None:
     text = " ".join(page.text("li"))
     assert "✓ pass" in text
     assert "✕ fail" in text
-    assert "The optimum of elr moves under mup. sp: fail: the optimum of elr moves under sp." in page.text("p")
+    told = "he optimum of elr moves by {0} log2 (95 % CI {1} … {2}) from d32 to d128, {3} ±0.5."
+    mup, sp = told.format("+0.00", "-0.20", "+0.30", "inside"), told.format("-2.00", "-2.20", "-1.70", "wholly outside")
+    assert f"T{mup} sp: fail: t{sp}" in page.text("p")
     assert any("same 409,600 tokens" in each for each in page.text("p"))
 
 
 def test_what_is_missing_reads_as_a_dash_with_its_reason(tmp_path: Path) -> None:
     parsed = written(tmp_path / "run", (basin("sp", 0.0, "inconclusive", known=False),))
     assert parsed.text("h1") == ["Transfer not shown: elr under sp"]
-    assert parsed.row("sp")[2][3:] == ["–", "–", "–", "2.3040", "no parabola fits"]
+    assert parsed.row("sp")[2][3:] == ["–", "–", "–", "2.3040", NO_FIT]
 
 
 def test_figures_draw_a_labelled_line_a_size_and_the_optimum_with_its_interval() -> None:
@@ -126,16 +131,17 @@ def test_a_family_that_diverges_everywhere_still_has_a_page(tmp_path: Path) -> N
                 "drift": None,
                 "regret": None,
                 "best_offset": None,
+                "no_optimum": "every point diverged",
             }
         )
         for each in BOTH[0].sizes
     )
-    dead = BOTH[0].model_copy(update={"sizes": gone, "verdict": "inconclusive", "why": "at d32 every point diverged"})
+    dead = BOTH[0].model_copy(update={"sizes": gone, "verdict": "inconclusive"})
     parsed = written(tmp_path / "run", (dead,))
-    assert parsed.row("mup")[0][3:7] == ["–", "–", "–", "–"]
+    assert parsed.row("mup")[0][3:] == ["–", "–", "–", "–", "every point diverged"]
+    assert "At d32 every point diverged." in parsed.text("p")
 
 
-def test_mup_leads_and_stages_without_basins_have_no_section() -> None:
+def test_mup_leads() -> None:
     assert leading(BOTH[::-1]).param == "mup"
     assert leading(BOTH[1:]).param == "sp"
-    assert view((), "stage") is None

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_run import AXES, Landscape, axis_finding
 
-from mup_tune.findings import AxisFinding, Interval, Point
-from mup_tune.report import figures, formats
+from mup_tune.findings import AxisFinding, Point
+from mup_tune.report import formats
+from mup_tune.report.figures import axes as figures
+from mup_tune.stats import Interval
 
 
 def bare(points: dict[float, dict[int, float | None]]) -> AxisFinding:
@@ -19,11 +21,7 @@ def bare(points: dict[float, dict[int, float | None]]) -> AxisFinding:
         before=1.0,
         after=1.0,
         points=tuple(Point(offset=x, value=2.0**x, losses=losses) for x, losses in points.items()),
-        fit=None,
-        gain=None,
-        p_value=None,
         decision="kept",
-        why="",
     )
 
 
@@ -88,8 +86,8 @@ def test_colours_are_the_pages() -> None:
 
 def test_interval_rows_differ_in_shape_where_the_ci_holds_zero() -> None:
     bars = [
-        figures.Bar("a", Interval(value=0.02, low=0.01, high=0.03)),
-        figures.Bar("b", Interval(value=0.0, low=-0.01, high=0.01)),
+        figures.Bar("a", Interval(0.02, 0.01, 0.03)),
+        figures.Bar("b", Interval(0.0, -0.01, 0.01)),
     ]
     assert [bar.strong for bar in bars] == [True, False]
     svg = figures.intervals(bars, "x", "two gains")
@@ -100,7 +98,7 @@ def test_interval_rows_differ_in_shape_where_the_ci_holds_zero() -> None:
 
 def test_long_names_are_wrapped_not_clipped() -> None:
     name = "a reference with quite a long name of many words"
-    svg = figures.intervals([figures.Bar(name, Interval(value=0.02, low=0.01, high=0.03))], "x", "one gain")
+    svg = figures.intervals([figures.Bar(name, Interval(0.02, 0.01, 0.03))], "x", "one gain")
     assert all(len(part) <= 24 for part in re.findall(r">([^<>]*reference[^<>]*)</t", svg))
 
 
@@ -128,7 +126,7 @@ def test_optimum_outside_the_grid_is_not_drawn_inside() -> None:
 
 @pytest.mark.parametrize(("optimum", "drawn"), [(1.9, True), (2.0, False)])
 def test_a_clamped_optimum_draws_no_parabola(optimum: float, drawn: bool) -> None:
-    """The fit's vertex then lies beyond the grid, and a parabola around the clamped one would miss the points."""
+    """The fit's vertex then lies beyond the grid; a parabola around the clamped one would miss the points."""
     svg = figures.axis_panel(axis_finding(Landscape("key", optimum, 0.01, "edge"), 1.0, (0, 1, 2)), "x")
     assert ("stroke-opacity: 0.75" in svg) == drawn
     assert "var(--c3" in svg

@@ -11,11 +11,14 @@ import pytest
 from synthetic_run import SHAPE, write_run
 from test_report_page import Page
 
-from mup_tune.findings import AxisFinding, Finding, Interval, LengthCurve, Point
-from mup_tune.report.lengths import absolute, differences, section
+from mup_tune.findings import AxisFinding, Finding, Point
+from mup_tune.findings.rope_bases import LengthCurve, RopeBases
+from mup_tune.report.figures.lengths import by_base, by_length
 from mup_tune.report.page import render
+from mup_tune.report.words import headline, section
 from mup_tune.run.tables import load_run
 from mup_tune.settings import untuned
+from mup_tune.stats import Interval
 
 BASES = (1e4, 1e6, 1e8, 1e10, 1e11, 1e12, 1e14)
 SEEDS = (0, 1, 2)
@@ -54,29 +57,25 @@ def rope_finding(
     mean = {base: [float(np.mean([at[f][base][seed] for f in factors])) for seed in SEEDS] for base in BASES}
     start = untuned(SHAPE).with_values({"rope_base": before})
     moved = after != before
+    axis = AxisFinding(
+        axis="rope_base",
+        before=before,
+        after=after,
+        points=points(mean),
+        gain=Interval(0.05, 0.04, 0.06) if moved else None,
+        p_value=0.0003 if moved else None,
+        decision="moved" if moved else "kept",
+        reason="fitted" if moved else "best",
+    )
+    lengths = tuple(LengthCurve(factor=f, seq_len=128 * f, points=points(at[f])) for f in factors)
     return Finding(
         stage="01-rope_base",
         kind="rope_base",
         title="RoPE base, evaluated at 1x, 2x, 4x, 8x the training length",
         before=start,
         after=start.with_values({"rope_base": after}),
-        axes=(
-            AxisFinding(
-                axis="rope_base",
-                before=before,
-                after=after,
-                points=points(mean),
-                fit=None,
-                gain=Interval(value=0.05, low=0.04, high=0.06) if moved else None,
-                p_value=0.0003 if moved else None,
-                decision="moved" if moved else "kept",
-                why="1e8 → 1e11: gain 0.05 nats/token" if moved else "kept: its value is the best point",
-            ),
-        ),
-        lengths=tuple(LengthCurve(factor=f, seq_len=128 * f, points=points(at[f])) for f in factors),
-        headline="RoPE base 1e8 → 1e11",
         sigma_delta=0.002,
-        summary=("The mean loss at 1x, 2x, 4x, 8x the training length decides.",),
+        result=RopeBases(axis=axis, lengths=lengths, not_told_apart=(), gaps={}),
     )
 
 
@@ -93,13 +92,13 @@ def test_the_table_holds_every_number(page: Page) -> None:
     finding = rope_finding()
     rows = page.row("1e4") + page.row("1e14") + page.row("1e11 taken") + page.row("1e8 incumbent")
     assert len(rows) == 4
-    low = [finding.lengths[3].points[0].losses[seed] for seed in SEEDS]
-    centre = [finding.lengths[3].points[2].losses[seed] for seed in SEEDS]
+    low = [finding.result.lengths[3].points[0].losses[seed] for seed in SEEDS]
+    centre = [finding.result.lengths[3].points[2].losses[seed] for seed in SEEDS]
     gap = 1e3 * np.subtract(low, centre)
     error = np.std(low, ddof=1) / 3**0.5
     assert rows[0][4] == (f"{np.mean(low):.4f} ± {error:.4f} +{np.mean(gap):.1f} ± {np.std(gap, ddof=1) / 3**0.5:.1f}")
     assert len(rows[0]) == 6
-    mean = [finding.axes[0].points[-1].losses[seed] for seed in SEEDS]
+    mean = [finding.result.axis.points[-1].losses[seed] for seed in SEEDS]
     assert rows[1][5].startswith(f"{np.mean(mean):.4f} ± ")
     assert all(cell.endswith(" reference") for cell in rows[3][1:])
 
@@ -114,15 +113,15 @@ def test_paired_differences_lose_what_seeds_share(page: Page) -> None:
 
 def test_a_line_a_length_and_three_bases_by_length() -> None:
     finding = rope_finding()
-    text = differences(finding.lengths, finding.axes[0], "d")
+    text = by_base(finding.result.lengths, finding.result.axis, "d")
     assert re.findall(r">(\d+x)</text>", text) == ["1x", "2x", "4x", "8x"]
     assert [each in text for each in (">+200</", ">+2.5</", ">+5</")] == [True] * 3
     assert not re.search("#0[1-7]0b0c", text)
-    assert differences(finding.lengths, finding.axes[0], "d") == text
+    assert by_base(finding.result.lengths, finding.result.axis, "d") == text
     gentle = rope_finding(slope=0.0005)
     assert "beyond it logarithmic" in section(finding, "s")
     assert "beyond it logarithmic" not in section(gentle, "s")
-    losses = absolute(finding.lengths, finding.axes[0], "a")
+    losses = by_length(finding.result.lengths, finding.result.axis, "a")
     assert {"1e4 (smallest)", "1e8 (incumbent)"} < set(re.findall(r">(1e\d+ \([^<]+\))</text>", losses))
     assert ">1024</" in losses
 
@@ -149,13 +148,16 @@ def test_one_length_many_lengths_and_one_seed_have_a_page() -> None:
         curve.model_copy(
             update={"points": tuple(p.model_copy(update={"losses": {0: p.losses[0]}}) for p in curve.points)}
         )
-        for curve in alone.lengths
+        for curve in alone.result.lengths
     )
-    axis = alone.axes[0]
+    axis = alone.result.axis
     axis = axis.model_copy(update={"points": curves[0].points})
-    text = section(alone.model_copy(update={"lengths": curves, "axes": (axis,)}), "s")
+    result = alone.result.model_copy(update={"lengths": curves, "axis": axis})
+    text = section(alone.model_copy(update={"result": result}), "s")
     assert "± " not in text.split("<tbody>")[1]
 
 
-def test_findings_without_lengths_have_no_section() -> None:
-    assert section(rope_finding().model_copy(update={"lengths": ()}), "s") == ""
+def test_the_headline_names_the_base_and_the_range() -> None:
+    told = headline(rope_finding())
+    assert told is not None
+    assert told.title.startswith("RoPE base 1e8 → 1e11: the best of 1e4 … 1e14")

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic_run import COMPARISONS, full_run
+from synthetic_run import COMPARISONS, confirmation, full_run
 
-from mup_tune.findings import Interval
 from mup_tune.report.facts import what_was_run
 from mup_tune.report.page import write
+from mup_tune.run.description import CorpusRecord
 from mup_tune.run.tables import RunView, load_run
 from mup_tune.shape import load_shape
+from mup_tune.stats import Interval
 
 SOURCES = [
     {
@@ -39,7 +40,8 @@ def data_of(run: RunView) -> dict[str, str]:
 
 
 def mixed(run: RunView, **plan: object) -> RunView:
-    return replace(run, record={**run.record, "corpus": MIXTURE}, plan={**run.plan, **plan})
+    record = run.record.model_copy(update={"corpus": CorpusRecord.model_validate(MIXTURE)})
+    return replace(run, record=record, plan=run.plan.model_copy(update=plan))
 
 
 def test_every_source_is_listed_with_weight_hash_and_tokens(run: RunView) -> None:
@@ -52,25 +54,23 @@ def test_every_source_is_listed_with_weight_hash_and_tokens(run: RunView) -> Non
 
 
 def test_vocabularies_are_told_where_they_differ(run: RunView) -> None:
-    target = load_shape("falcon-h1-1.5b-deep").model_dump(mode="json")
-    assert target["vocab_size"] != run.plan["proxy"]["vocab_size"]
+    target = load_shape("falcon-h1-1.5b-deep")
+    assert target.vocab_size != run.plan.proxy.vocab_size
     told = data_of(mixed(run, target=target))["vocabulary"]
-    assert told.startswith(f"{run.plan['proxy']['vocab_size']:,} at the proxy, 65,537 at falcon-h1-1.5b-deep: ")
-    same = {**target, "vocab_size": run.plan["proxy"]["vocab_size"]}
+    assert told.startswith(f"{run.plan.proxy.vocab_size:,} at the proxy, 65,537 at falcon-h1-1.5b-deep: ")
+    same = target.model_copy(update={"vocab_size": run.plan.proxy.vocab_size})
     for other in (same, None):
         assert "vocabulary" not in data_of(mixed(run, target=other))
 
 
 def test_the_table_shows_the_gain_on_each_source(run: RunView, tmp_path: Path) -> None:
     gains = {
-        "wiki": Interval(value=0.06, low=0.05, high=0.07),
-        "code": Interval(value=-0.01, low=-0.015, high=-0.005),
-        "maths": Interval(value=0.001, low=-0.002, high=0.004),
+        "wiki": Interval(0.06, 0.05, 0.07),
+        "code": Interval(-0.01, -0.015, -0.005),
+        "maths": Interval(0.001, -0.002, 0.004),
     }
     *others, last = run.findings
-    split = last.model_copy(
-        update={"comparisons": (COMPARISONS[0].model_copy(update={"by_source": gains}), *COMPARISONS[1:])}
-    )
+    split = confirmation((COMPARISONS[0].model_copy(update={"by_source": gains}), *COMPARISONS[1:]), last.before)
     write(replace(mixed(run), findings=(*others, split)), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     rows = [re.sub(r"<[^>]+>|\s+", " ", row) for row in re.findall(r"<tr>.*?</tr>", page, re.S) if "alone" in row]

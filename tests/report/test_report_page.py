@@ -13,8 +13,10 @@ from synthetic_run import (
     SHAPE,
     axis_finding,
     comparison,
+    confirmation,
     finding,
     full_run,
+    passes,
     plan,
     synthetic_findings,
     write_run,
@@ -24,14 +26,15 @@ from typer.testing import CliRunner
 
 from mup_tune.cli.report import register
 from mup_tune.errors import UserError
-from mup_tune.findings import Interval
 from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.report.page import render, write
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.run.tables import load_run
 from mup_tune.settings import Settings, untuned
+from mup_tune.stats import Interval
 
+LOST = "no gain shown: the incumbent diverged on 0, falcon-h1-published on 2 of 3 seeds"
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
@@ -103,7 +106,7 @@ def test_comparison_rows_hold_losses_gain_and_verdict(full: tuple[Path, str]) ->
     rows = {row[1]: row for row in parsed.row("incumbent")}
     assert rows["untuned"][2:7] == ["1.8427", "1.9550", "+112.3", "+101.2 to +123.4", "3"]
     # Only one seed of the published Settings ended: its losses stand there, a gain does not.
-    assert rows["falcon-h1-published"][2:] == ["1.8417", "1.8417", "–", "–", "1", "not enough seeds ended"]
+    assert rows["falcon-h1-published"][2:] == ["1.8417", "1.8417", "–", "–", "1", LOST]
 
 
 def test_axis_rows_hold_optimum_gain_and_decision(full: tuple[Path, str]) -> None:
@@ -116,7 +119,7 @@ def test_axis_rows_hold_optimum_gain_and_decision(full: tuple[Path, str]) -> Non
         "+18.2 +16.8 to +19.6",
         "< 0.001",
         "▲ moved",
-        "The grid of 9 points says moved for embedding.",
+        "1 → 2.144 (all together); best point gain 0.0182 nats/token (95 % CI 0.0168 … 0.0196), p = 0.0004 after Holm",
     ]
     assert parsed.row("ssm_dt")[0][3:7] == ["–", "–", "–", "? not identifiable"]
     assert parsed.row("attention_out")[0][6] == "⇥ edge"
@@ -200,16 +203,8 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 def test_hostile_stage_and_reference_names_stay_text(tmp_path: Path) -> None:
     name = '"><img src=x onerror=1>'
     found = finding("01-elr", "elr_ewd", name, untuned(SHAPE), AXES[:2], (0, 1, 2))
-    gain = Interval(value=0.02, low=0.01, high=0.03)
-    last = found.model_copy(
-        update={
-            "stage": "02-x\" onload='1",
-            "kind": "confirm",
-            "axes": (),
-            "before": found.after,
-            "comparisons": (comparison(name, gain, (10, 11)),),
-        }
-    )
+    gain = Interval(0.02, 0.01, 0.03)
+    last = confirmation((comparison(name, gain, (10, 11)),), found.after, "02-x\" onload='1")
     parsed = page(write_run(tmp_path / "run", (found, last), {name: untuned(SHAPE)}))
     assert {tag for tag, _ in parsed.tags}.isdisjoint({"img", "script"})
     assert not any(key.startswith("on") for _, attrs in parsed.tags for key in attrs)
@@ -224,7 +219,7 @@ def test_hostile_stage_and_reference_names_stay_text(tmp_path: Path) -> None:
     ],
 )
 def test_no_gain_is_said(tmp_path: Path, low: float, high: float, expected: str) -> None:
-    weak = comparison("elr-tuned", Interval(value=(low + high) / 2, low=low, high=high), (10, 11, 12))
+    weak = comparison("elr-tuned", Interval((low + high) / 2, low, high), (10, 11, 12))
     findings = synthetic_findings((0, 1, 2), (weak, COMPARISONS[1]))
     parsed = page(write_run(tmp_path / "run", findings, {"elr-tuned": findings[0].after}))
     assert parsed.text("h1") == [expected]
@@ -235,7 +230,7 @@ def test_nothing_measured(tmp_path: Path) -> None:
     findings = synthetic_findings((0, 1, 2), COMPARISONS[2:])
     parsed = page(write_run(tmp_path / "run", findings, {}, diverged=True))
     assert parsed.text("h1") == ["No gain could be measured"]
-    assert "over falcon-h1-published: not enough seeds ended" in parsed.text("p")
+    assert f"over falcon-h1-published: {LOST}" in parsed.text("p")
 
 
 def test_no_confirmation_claims_nothing(tmp_path: Path) -> None:
@@ -274,8 +269,9 @@ def test_all_diverged(tmp_path: Path) -> None:
     start = untuned(SHAPE)
     axis = axis_finding(AXES[0], 1.0, (0, 1, 2))
     points = tuple(point.model_copy(update={"losses": dict.fromkeys((0, 1, 2))}) for point in axis.points)
-    lost = axis.model_copy(update={"points": points, "fit": None, "gain": None, "decision": "kept", "after": 1.0})
-    found = finding("01-elr", "micro", "All lost", start, (), (0, 1, 2)).model_copy(update={"axes": (lost,)})
+    lost = {"points": points, "fit": None, "gain": None, "decision": "kept", "reason": "all diverged", "after": 1.0}
+    result = passes((axis.model_copy(update=lost),))
+    found = finding("01-elr", "micro", "All lost", start, (), (0, 1, 2)).model_copy(update={"result": result})
     parsed = page(write_run(tmp_path / "run", (found,), {}, diverged=True))
     facts = dict(zip(parsed.text("dt"), parsed.text("dd"), strict=True))
     assert (facts["ok"], facts["diverged"]) == ("0", "3")

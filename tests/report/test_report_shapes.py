@@ -10,13 +10,17 @@ import pytest
 from synthetic_run import write_run
 from test_report_page import Page
 
+from mup_tune import stats
 from mup_tune.channels import Ratio, at_depth, split
-from mup_tune.findings import Finding, Interval, ShapePoint
+from mup_tune.findings import Finding
+from mup_tune.findings.shapes import Ranking, ShapePoint, ShapeSet
+from mup_tune.report.figures.shapes import by_loss, is_plane, ratio_grids, tradeoff
 from mup_tune.report.page import render
-from mup_tune.report.shapes import by_loss, is_plane, ratio_grids, section, tradeoff
+from mup_tune.report.words import section
 from mup_tune.run.tables import load_run
 from mup_tune.settings import untuned
 from mup_tune.shape import BlockOrder, Shape, load_shape
+from mup_tune.stats import Interval
 
 PROXY = load_shape("cpu-channels")  # 2:1:5
 RATIOS = ("2:1:5", "1:1:6", "3:1:4", "2:2:4", "1:2:5", "1:3:4", "3:2:3", "4:1:3")
@@ -58,7 +62,7 @@ def ratio_points(orders: Sequence[BlockOrder] = ("SA_M",)) -> tuple[ShapePoint, 
                     2.1 - gain,
                     61_000 - 4000 * ratio.ssm + 1500 * ratio.attention + 2200 * place,
                     channels=text,
-                    gain=None if first else Interval(value=gain, low=gain - 0.0021, high=gain + 0.0021),
+                    gain=None if first else Interval(gain, gain - 0.0021, gain + 0.0021),
                     on_front=text == "1:1:6",
                     at_edge=text == "1:3:4",
                     elr_offset=-0.5 if text == "1:3:4" else 0.5,
@@ -67,14 +71,23 @@ def ratio_points(orders: Sequence[BlockOrder] = ("SA_M",)) -> tuple[ShapePoint, 
     return tuple(found)
 
 
-def finding(points: Sequence[ShapePoint], **fields) -> Finding:
-    start = untuned(PROXY)
-    told = {"stage": "01-channels", "kind": "channels", "title": "Channels", "before": start, "after": start}
-    return Finding(**{**told, "on_path": False, "shapes": tuple(points), **fields})
+def finding(points: Sequence[ShapePoint], kind: str = "channels") -> Finding:
+    start, means = untuned(PROXY), stats.means([point.losses for point in points])
+    order = sorted((mean, index) for index, mean in enumerate(means) if mean is not None)
+    result = ShapeSet(
+        points=tuple(points),
+        ranking=Ranking(order=tuple(index for _, index in order), p_values={index: 0.01 for _, index in order[1:]}),
+        noun="width and depth",
+        prefix="Width and depth ",
+        elr_tuned=True,
+        total_tokens=409_600,
+    )
+    told = {"stage": f"01-{kind}", "kind": kind, "title": "Channels", "before": start, "after": start}
+    return Finding(**told, on_path=False, result=result)
 
 
-def page(path: Path, points: Sequence[ShapePoint], **fields) -> Page:
-    return Page(render(load_run(write_run(path, (finding(points, **fields),), {}, name="channels"))))
+def page(path: Path, points: Sequence[ShapePoint], kind: str = "channels") -> Page:
+    return Page(render(load_run(write_run(path, (finding(points, kind),), {}, name=kind, stages=(kind,)))))
 
 
 def test_the_table_holds_every_number_lowest_loss_first(tmp_path: Path) -> None:
@@ -138,7 +151,7 @@ def test_a_field_that_diverges_everywhere_still_has_a_page(tmp_path: Path) -> No
 
 def test_depths_have_no_grid_and_the_headline_is_the_stages(tmp_path: Path) -> None:
     deep = at_depth(PROXY, 8)
-    gain = Interval(value=0.01, low=0.008, high=0.012)
+    gain = Interval(0.01, 0.008, 0.012)
     points = [
         point("d64 L2", PROXY, 2.1, 60_000, on_front=True),
         point("d32 L8", deep, 2.09, 31_000, gain=gain, on_front=True, members=4),
@@ -148,10 +161,7 @@ def test_depths_have_no_grid_and_the_headline_is_the_stages(tmp_path: Path) -> N
     assert "Loss over the ratios" not in text
     assert text.count("<svg") == 1
     assert by_loss(points)[0].label == "d32 L8"
+    parsed = page(tmp_path / "run", points, "width_depth")
     told = "Width and depth d32 L8 trains best at equal parameters: 10.0 mnat/token below d64 L2, the next"
-    parsed = page(tmp_path / "run", points, headline=told, kind="shape")
+    assert parsed.text("h1") == [told]
     assert parsed.row("d32 L8")[0][2] == "32 × 8"
-
-
-def test_findings_without_shapes_have_no_section() -> None:
-    assert section(finding(()), "stage") == ""

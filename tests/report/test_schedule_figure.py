@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mup_tune.report.schedule import schedule_curves, schedule_figure
+from mup_tune.report.figures.schedule import schedule_curves, schedule_figure
 from mup_tune.settings import falcon_h1_published
 from mup_tune.trial import Budget
 

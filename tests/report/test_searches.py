@@ -1,4 +1,4 @@
-"""The search section of the page: the best ten with their numbers, the figures, and what happens where all diverged."""
+"""The search section of the page: the best ten, the figures, and what happens where all diverged."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import pytest
 from synthetic_run import SHAPE, write_run
 from test_report_page import Page
 
-from mup_tune.findings import Candidate, Finding, Search
+from mup_tune.findings import Finding
+from mup_tune.findings.joint_search import Candidate, JointSearch, Search
 from mup_tune.multipliers import MULTIPLIER_NAMES
+from mup_tune.report.figures.searches import PANELS, axis_panels, order_figure
 from mup_tune.report.page import render
-from mup_tune.report.searches import PANELS, axis_panels, best_ten, order_figure, section
+from mup_tune.report.parts.joint_search import best_ten
+from mup_tune.report.words import section
 from mup_tune.run.tables import load_run
 from mup_tune.search.sampling import suggest
 from mup_tune.settings import untuned
@@ -37,17 +40,16 @@ def made(axes: tuple[str, ...] = THREE, n: int = 24, seeds: int = 2, centre: boo
     return Search(sampler="tpe", axes=axes, radius=1.0, centre_losses=start, candidates=tuple(candidates), best=best)
 
 
-def finding(*searches: Search) -> Finding:
-    start = untuned(SHAPE)
-    return Finding(
-        stage="01-joint", kind="joint", title="Joint search", before=start, after=start, searches=tuple(searches)
-    )
+def finding(search: Search | None, stage: str = "01-joint") -> Finding:
+    start, result = untuned(SHAPE), JointSearch(search=search)
+    return Finding(stage=stage, kind="joint", title="Joint search", before=start, after=start, result=result)
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    both = finding(made(), made(("elr", *MULTIPLIER_NAMES), n=60, seeds=1, centre=False))
-    return Page(render(load_run(write_run(tmp_path_factory.mktemp("runs") / "joint", (both,), {}, name="joint"))))
+    wide = made(("elr", *MULTIPLIER_NAMES), n=60, seeds=1, centre=False)
+    both = (finding(made()), finding(wide, "02-joint"))
+    return Page(render(load_run(write_run(tmp_path_factory.mktemp("runs") / "joint", both, {}, name="joint"))))
 
 
 def test_the_table_holds_the_ten_best_with_their_offsets(page: Page) -> None:
@@ -81,7 +83,7 @@ def test_figures_mark_what_diverged_and_are_drawn_the_same_twice() -> None:
 def test_panels_only_where_they_can_be_read() -> None:
     assert section(finding(made(tuple(MULTIPLIER_NAMES[:PANELS]))), "a").count("<svg") == 2
     assert section(finding(made(tuple(MULTIPLIER_NAMES[: PANELS + 1]))), "a").count("<svg") == 1
-    assert section(finding(), "a") == ""
+    assert section(finding(None), "a") == ""
 
 
 def test_a_search_that_diverged_everywhere_still_has_a_page() -> None:

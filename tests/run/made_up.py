@@ -24,6 +24,8 @@ PLAN: dict[str, Any] = {
     "name": "test",
     "seeds": [0, 1],
     "budget": BUDGET.model_dump(mode="json"),
+    "proxy": SHAPE.model_dump(mode="json"),
+    "start": START.model_dump(mode="json"),
     "stages": [{"kind": "sweep", "axes": ["elr"], "grid": [-1.0, 0.0, 1.0]}, {"kind": "confirm", "seeds": 3}],
 }
 CORPUS = {"name": "corpus", "hash": "c0ffee"}

@@ -102,7 +102,7 @@ def test_stale_lock_and_leftovers_are_cleared_at_once(tmp_path: Path) -> None:
 
 
 def _kill_append(monkeypatch: pytest.MonkeyPatch, at: int, how: str) -> None:
-    """Die at the ``at``-th append from now: before it, with half a line written, or with the whole line written."""
+    """Die at the ``at``-th append from now: before it, with half a line written, or with all of it."""
     append, count = JournalFileBackend.append_logs, [0]
 
     def dying(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:

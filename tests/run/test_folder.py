@@ -13,6 +13,7 @@ import yaml
 from made_up import CORPUS, PLAN, folder
 
 from mup_tune.errors import UserError
+from mup_tune.run.description import CorpusRecord, PlanRecord
 from mup_tune.run.folder import RunFolder
 
 HERE = Path(__file__).parent
@@ -30,9 +31,11 @@ def test_create_writes_plan_and_record_and_resumes(tmp_path: Path) -> None:
         assert run.locked
     assert not run.locked
     with folder(tmp_path / "deep" / "run") as again:
-        assert again.plan == PLAN
-        assert again.record["corpus"] == CORPUS
-        assert {"version", "plan_hash", "created", "host", "python", "platform", "cpus"} <= set(again.record)
+        assert again.plan == PlanRecord.model_validate(PLAN)
+        assert again.record.corpus == CorpusRecord.model_validate(CORPUS)
+        assert {"version", "plan_hash", "created", "host", "python", "platform", "cpus"} <= set(
+            json.loads((again.path / "run.json").read_text())
+        )
     assert sorted(os.listdir(run.path)) == ["lock", "plan.yaml", "run.json"]
 
 
@@ -42,7 +45,7 @@ def test_a_crash_between_the_two_files_is_made_good(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run folder"):
         RunFolder.open(tmp_path / "run")
     folder(tmp_path / "run").close()
-    assert RunFolder.open(tmp_path / "run").plan == PLAN
+    assert RunFolder.open(tmp_path / "run").plan == PlanRecord.model_validate(PLAN)
 
 
 def test_second_driver_is_refused_and_a_killed_one_is_not(tmp_path: Path) -> None:

@@ -191,6 +191,28 @@ def test_a_trial_whose_hash_changed_is_noticed(tmp_path: Path) -> None:
             Journal(run, writable=True)
 
 
+@pytest.mark.parametrize(
+    ("now", "then"),
+    [('"hashes":', '"composition":'), ('"title":"A sweep"', '"name":"A sweep"'), ('"commit ', '"ended ')],
+    ids=["a plan", "a finding", "a kind of record"],
+)
+def test_records_of_another_version_are_refused(tmp_path: Path, now: str, then: str) -> None:
+    with folder(tmp_path) as run:
+        journal = begun(run)
+        one = pack([0.0])
+        journal.plan_pack(STAGE, one, {})
+        journal.commit(result(one))
+        journal.conclude(STAGE, finding(), State(START))
+        journal.close()
+        text = run.journal.read_text()
+        assert now in text
+        run.journal.write_text(text.replace(now, then))
+        with pytest.raises(
+            UserError, match=r"journal\.log: holds a record .* Another version of mup-tune wrote this run"
+        ):
+            Journal(run, writable=True)
+
+
 def test_writing_needs_the_lock_and_an_open_journal(tmp_path: Path) -> None:
     with folder(tmp_path) as run:
         journal = begun(run)
@@ -230,6 +252,7 @@ def test_five_hundred_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             journal.plan_pack(STAGE, one, {})
             journal.commit(result(one))
         assert len(_reopened(run, journal).rows) == 500
+        assert run.journal.read_text().count('"budget":') == 500  # a trial is stored once, members name it by hash
 
 
 def test_untuned_is_what_the_tests_start_from() -> None:

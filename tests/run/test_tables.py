@@ -12,6 +12,7 @@ from made_up import PLAN, STAGE, START, begun, finding, folder, pack, result
 from mup_tune.errors import UserError
 from mup_tune.findings import State
 from mup_tune.multipliers import MULTIPLIER_NAMES
+from mup_tune.run.description import PlanRecord
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.run.tables import load_run, slug, write_tables
@@ -39,8 +40,8 @@ def _written(path: Path) -> list[Pack]:
 def test_view_says_what_the_journal_says(tmp_path: Path) -> None:
     packs = _written(tmp_path)
     view = load_run(tmp_path)
-    assert view.plan == PLAN
-    assert view.record["plan_hash"] == "plan-hash"
+    assert view.plan == PlanRecord.model_validate(PLAN)
+    assert view.record.plan_hash == "plan-hash"
     assert view.stage_keys == (STAGE, "02-next")
     assert view.findings == (finding(),)
     assert view.references == {"untuned": START, "ELR-tuned / untuned": START.scaled({"elr": 2.0})}

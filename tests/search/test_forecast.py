@@ -9,9 +9,10 @@ import pytest
 from stages.landscapes import Landscape, bowl
 
 from mup_tune.errors import UserError
-from mup_tune.search.forecast import StageForecast, forecast, foresee, total
+from mup_tune.findings import State
+from mup_tune.search.forecast import forecast, total
 from mup_tune.search.plan import Plan, load_plan
-from mup_tune.search.stage import State
+from mup_tune.search.rehearsal import Rehearsed, StageForecast
 from mup_tune.trial import Trial, TrialResult
 
 PLAN = """
@@ -123,12 +124,9 @@ def test_ewd_is_forecast_where_the_tuned_elr_may_make_it_identifiable(tmp_path: 
 
 
 def test_every_reference_is_forecast_as_a_model_of_its_own(plan: Plan) -> None:
-    state = State(plan.start)
-    for index, stage in enumerate(plan.stages):
-        line, state = foresee(plan.key(index), stage, plan.context, state)
+    line = forecast(plan)[-1]
     assert line.kind == "confirm"
     assert line.trials == 5 * 3
-    assert len({settings.content_hash() for settings in state.references.values()}) == len(state.references) == 4
 
 
 def test_a_stage_says_whether_it_is_on_the_incumbents_way(plan: Plan) -> None:
@@ -136,13 +134,14 @@ def test_a_stage_says_whether_it_is_on_the_incumbents_way(plan: Plan) -> None:
     assert beside == ["other", "channels", "basin", "baselines"]
 
 
-def test_a_joint_search_is_priced_without_drawing_candidates(plan: Plan) -> None:
+def test_a_rehearsal_refuses_a_joint_search_without_ground_and_draws_as_many_candidates(plan: Plan) -> None:
     stage = next(stage for stage in plan.stages if stage.kind == "joint")
     state = State(plan.start, sensitivity={"elr": 1.0, "key": 0.5})
-    drawn = {trial.flops for trial in stage.propose(plan.context, state, {})}
-    assert {trial.flops for trial in stage.priced_by(plan.context, state)} == drawn
+    asked = Rehearsed(plan.context)
+    stage.walk(asked, state)
+    assert len(asked.trials) == next(line.trials for line in forecast(plan) if line.kind == "joint")
     with pytest.raises(UserError, match="earlier stages measure only 1 axes"):
-        stage.priced_by(plan.context, State(plan.start, sensitivity={"elr": 1.0}))
+        stage.walk(Rehearsed(plan.context), State(plan.start, sensitivity={"elr": 1.0}))
     full = stage.model_copy(update={"top": 1, "radius": 0.125, "trials": 20})
     with pytest.raises(UserError, match="holds 16 different candidates, fewer than 20"):
-        full.priced_by(plan.context, state)
+        full.walk(Rehearsed(plan.context), state)

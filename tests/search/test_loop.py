@@ -29,7 +29,7 @@ stages:
 
 
 class Landscape:
-    """A runner whose loss is a smooth bowl with noise fixed by the trial: the same trial always has the same loss."""
+    """A runner whose loss is a smooth bowl with noise fixed by the trial: one trial, one loss."""
 
     def __init__(self, largest: int = 99, crash_after: int | None = None) -> None:
         self.largest, self.crash_after = largest, crash_after

@@ -122,8 +122,8 @@ def test_a_corpus_the_proxy_cannot_read_is_named_by_its_place(here: Path) -> Non
 def test_a_run_on_a_mixture_records_its_sources_and_compares_on_each(here: Path) -> None:
     found = plan(here, "[{corpus: prose, weight: 0.75}, {corpus: code, weight: 0.25}]")
     with open_sweep(found, here / "run") as (folder, sweep):
-        sources = folder.record["corpus"]["sources"]
-        assert [(each["name"], each["weight"]) for each in sources] == [("prose", 0.75), ("code", 0.25)]
+        sources = folder.record.corpus.sources
+        assert [(each.name, each.weight) for each in sources] == [("prose", 0.75), ("code", 0.25)]
         comparison = execute(found, folder, sweep, "inline", None, None, lambda _: None)[-1].comparisons[0]
     assert comparison.gain is not None
     parts = comparison.by_source

@@ -9,7 +9,10 @@ from mup_tune.files import read_yaml, shipped
 from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.search.forecast import forecast, total
 from mup_tune.search.plan import Plan, load_plan
-from mup_tune.search.stages import Channels, Confirm, Joint, Micro
+from mup_tune.search.stages.channels import Channels
+from mup_tune.search.stages.confirm import Confirm
+from mup_tune.search.stages.joint import Joint
+from mup_tune.search.stages.micro import Micro
 
 SHIPPED = [
     (path.stem, scale)
@@ -63,7 +66,7 @@ def test_every_shipped_plan_loads_and_forecasts_at_every_scale(name: str, scale:
 
 def test_the_shipped_plans_cover_the_method() -> None:
     names = {name for name, _ in SHIPPED}
-    assert names == {"falcon_h1", "channels", "rope_base", "depth_width", "sensitivity", "elr_basin", "quickstart"}
+    assert names == {"falcon_h1", "channels", "rope_base", "width_depth", "sensitivity", "elr_basin", "quickstart"}
     whole = load_plan("falcon_h1")
     swept = [name for stage in whole.stages if isinstance(stage, Micro) for name in stage.names]
     assert sorted(swept) == sorted(MULTIPLIER_NAMES)
@@ -112,7 +115,7 @@ def test_the_target_is_checked_and_changes_no_hash(tmp_path: Path) -> None:
 WRONG = [
     ("kind: micro", "kind: mirco", "stages[1].kind: unknown stage kind 'mirco'; did you mean 'micro'?"),
     ("kind: micro", "kind: [micro]", "stages[1].kind: unknown stage kind"),
-    ("{kind: micro, ", "{", "stages[1]: has no kind (allowed: elr_ewd, micro"),
+    ("{kind: micro, ", "{", "stages[1]: has no kind (allowed: baselines, basin"),
     ("group: forward", "groop: forward", "stages[1].groop: unknown key 'groop'; did you mean 'group'?"),
     ("group: forward", "group: forwards", "stages[1].group: unknown group 'forwards'; did you mean 'forward'?"),
     ("group: forward", "group: []", "stages[1].group: [] is not allowed: name at least one multiplier"),
@@ -140,7 +143,7 @@ WRONG = [
     ),
     (
         "{kind: rope_base, name: rope, lengths: [1, 2]}",
-        "{kind: shape, depths: [2, 7]}",
+        "{kind: width_depth, depths: [2, 7]}",
         "stages[2].depths: no width of",
     ),
     (

@@ -111,7 +111,7 @@ def test_a_trust_region_follows_the_best_and_narrows_where_nothing_improves():
 
 
 def test_diverged_regions_are_left():
-    """Everything above 0 diverges: a sampler that never heard of it would keep half of its candidates there."""
+    """Everything above 0 diverges: a sampler that ignores it would keep half of its candidates there."""
     told = [(CENTRE, 2.0)]
     for at in suggest("random", AXES, 1.0, [], 24, 0):
         told.append((at, None if at["elr"] > 0 else 2.0 + at["elr"] ** 2))

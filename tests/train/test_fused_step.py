@@ -1,4 +1,4 @@
-"""The GPU step trains as the PyTorch step does; here its kernels run in Triton's interpreter, without a CUDA graph."""
+"""The GPU step trains as the PyTorch step does; here in Triton's interpreter, without a CUDA graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from mup_tune.roles import role_table
 from mup_tune.settings import Settings, falcon_h1_published, untuned
 from mup_tune.shape import Shape
 from mup_tune.train.fused_step import FusedStep
-from mup_tune.train.step import TorchStep, new_population
+from mup_tune.train.population import new_population
+from mup_tune.train.torch_step import TorchStep
 from mup_tune.trial import Budget
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

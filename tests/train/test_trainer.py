@@ -10,8 +10,9 @@ from mup_tune.data.corpus import Corpus
 from mup_tune.data.mixture import Mixture
 from mup_tune.settings import Settings, falcon_h1_published, untuned
 from mup_tune.shape import load_shape
-from mup_tune.train.step import new_population
-from mup_tune.train.trainer import Device, train_pack
+from mup_tune.train.device import Device
+from mup_tune.train.population import new_population
+from mup_tune.train.trainer import train_pack
 from mup_tune.trial import Budget, Pack, PackResult, Trial
 
 SHAPE = load_shape("cpu-32")

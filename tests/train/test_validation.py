@@ -19,8 +19,9 @@ from mup_tune.model.falcon_h1 import Population
 from mup_tune.roles import role_table
 from mup_tune.settings import falcon_h1_published, untuned
 from mup_tune.shape import load_shape
-from mup_tune.train.step import new_population
-from mup_tune.train.trainer import Device, train_pack
+from mup_tune.train.device import Device
+from mup_tune.train.population import new_population
+from mup_tune.train.trainer import train_pack
 from mup_tune.train.validation import cut, validate
 from mup_tune.trial import Budget, Pack, Trial
 

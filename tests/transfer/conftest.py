@@ -6,10 +6,11 @@ import pytest
 
 from mup_tune.files import dump_yaml, write_atomic
 from mup_tune.multipliers import Base
+from mup_tune.run.description import PlanRecord
 from mup_tune.settings import Settings, falcon_h1_published, untuned
 from mup_tune.shape import Shape, load_shape
 from mup_tune.transfer.hf import export_hf
-from mup_tune.transfer.resolve import Source
+from mup_tune.transfer.resolve import Tuned
 from mup_tune.trial import Budget
 
 
@@ -63,12 +64,12 @@ def budget() -> Budget:
 
 
 @pytest.fixture(scope="session")
-def source(tuned: Settings, budget: Budget, proxy: Shape) -> Source:
-    return Source(tuned, "a test", budget, proxy)
+def source(tuned: Settings, budget: Budget, proxy: Shape) -> Tuned:
+    return Tuned(tuned, "a test", budget, proxy)
 
 
 @pytest.fixture(scope="session")
-def export(source: Source, target: Shape, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def export(source: Tuned, target: Shape, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of a run's settings at the tiny target. Read only."""
     out = tmp_path_factory.mktemp("transfer") / "tiny"
     export_hf(source, target, out)
@@ -80,19 +81,20 @@ def run_folder(tmp_path: Path, tuned: Settings, budget: Budget, proxy: Shape) ->
     """The files of a run that a transfer reads."""
     folder = tmp_path / "runs" / "first"
     (folder / "settings").mkdir(parents=True)
-    plan = {"name": "quickstart", "budget": budget.model_dump(mode="json"), "proxy": proxy.model_dump(mode="json")}
-    write_atomic(folder / "plan.yaml", dump_yaml(plan))
+    start, stages = untuned(proxy), ({"kind": "elr_ewd"},)
+    plan = PlanRecord(name="quickstart", seeds=(0, 1), budget=budget, proxy=proxy, start=start, stages=stages)
+    write_atomic(folder / "plan.yaml", dump_yaml(plan.model_dump(mode="json")))
     write_atomic(folder / "run.json", "{}")
     write_atomic(folder / "settings" / "incumbent.yaml", tuned.to_yaml())
     return folder
 
 
 @pytest.fixture(scope="session")
-def published() -> Source:
-    return Source(falcon_h1_published(), "the settings 'falcon-h1-published'")
+def published() -> Tuned:
+    return Tuned(falcon_h1_published(), "the settings 'falcon-h1-published'")
 
 
 @pytest.fixture(scope="session")
-def same_widths(target: Shape) -> Source:
+def same_widths(target: Shape) -> Tuned:
     settings = untuned(target)
-    return Source(settings.model_copy(update={"base": Base.of(target)}), "a test")
+    return Tuned(settings.model_copy(update={"base": Base.of(target)}), "a test")

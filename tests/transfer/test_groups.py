@@ -10,18 +10,18 @@ from mup_tune.roles import role_table
 from mup_tune.settings import falcon_h1_published
 from mup_tune.shape import RELEASED, Shape, load_shape
 from mup_tune.transfer.groups import Group, OptimizerFile, match, optimizer_file
-from mup_tune.transfer.resolve import Source
+from mup_tune.transfer.resolve import Tuned
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 @pytest.fixture(scope="module")
-def file(source: Source, target: Shape) -> OptimizerFile:
+def file(source: Tuned, target: Shape) -> OptimizerFile:
     return optimizer_file(role_table(target, source.settings), source.budget)
 
 
 @pytest.fixture(scope="module")
-def shapes(source: Source, target: Shape) -> Shapes:
+def shapes(source: Tuned, target: Shape) -> Shapes:
     table = role_table(target, source.settings)
     return {
         name: (sum(role.shape[0] for role in table.of(name)), *table.of(name)[0].shape[1:])
@@ -29,7 +29,7 @@ def shapes(source: Source, target: Shape) -> Shapes:
     }
 
 
-def test_every_number_of_the_role_table_survives_the_file(source: Source, target: Shape, file: OptimizerFile) -> None:
+def test_every_number_of_the_role_table_survives_the_file(source: Tuned, target: Shape, file: OptimizerFile) -> None:
     again = OptimizerFile.model_validate(parse_yaml(dump_yaml(file.model_dump(mode="json")), "optimizer.yaml"))
     assert again == file
     table = role_table(target, source.settings)

@@ -23,7 +23,7 @@ from mup_tune.transfer import hf
 from mup_tune.transfer.groups import OptimizerFile, optimizer_file
 from mup_tune.transfer.hf import export_hf
 from mup_tune.transfer.load import load_transfer
-from mup_tune.transfer.resolve import Source, at_batch
+from mup_tune.transfer.resolve import Tuned, at_batch
 from mup_tune.trial import Budget
 
 FILES = {"README.md", "config.json", "optimizer.yaml", "role_table.csv", "settings.yaml", "shape.yaml"}
@@ -38,7 +38,7 @@ RELEASED = {
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_published_settings_give_the_released_configs(name: str, published: Source, tmp_path: Path) -> None:
+def test_published_settings_give_the_released_configs(name: str, published: Tuned, tmp_path: Path) -> None:
     export = export_hf(published, load_shape(name), tmp_path / "out")
     d, d_attn, head_dim, d_ssm, d_state, d_ff, billions = RELEASED[name]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -98,7 +98,7 @@ def test_the_readme_leads_with_the_init(export: Path) -> None:
     assert "verified with transformers" in text
 
 
-def test_no_export_where_something_lies_already(source: Source, target: Shape, tmp_path: Path) -> None:
+def test_no_export_where_something_lies_already(source: Tuned, target: Shape, tmp_path: Path) -> None:
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine.txt").write_text("keep")
@@ -113,7 +113,7 @@ def test_no_export_where_something_lies_already(source: Source, target: Shape, t
 
 
 def test_a_missing_pattern_fails_the_export_and_leaves_nothing(
-    source: Source, target: Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Tuned, target: Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sabotaged(table: RoleTable, budget: Budget | None) -> OptimizerFile:
         file = optimizer_file(table, budget)
@@ -138,7 +138,7 @@ def test_a_missing_pattern_fails_the_export_and_leaves_nothing(
 def test_transformers_own_word_counts(
     changes: dict[str, Any],
     match: str,
-    source: Source,
+    source: Tuned,
     target: Shape,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -151,7 +151,7 @@ def test_transformers_own_word_counts(
 
 
 def test_without_transformers_the_skip_is_said(
-    source: Source, target: Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Tuned, target: Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
@@ -162,18 +162,18 @@ def test_without_transformers_the_skip_is_said(
     assert "SKIPPED" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_base_equal_to_target_is_in_the_folder(same_widths: Source, target: Shape, tmp_path: Path) -> None:
+def test_base_equal_to_target_is_in_the_folder(same_widths: Tuned, target: Shape, tmp_path: Path) -> None:
     export = export_hf(same_widths, target, tmp_path / "out")
     assert "NO WIDTH SCALING TOOK PLACE" in " ".join(export.warnings)
     assert "NO WIDTH SCALING TOOK PLACE" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_completep_is_in_the_config_the_groups_and_the_words(source: Source, target: Shape, tmp_path: Path) -> None:
-    """Depth 2 at the base, 8 at the target: branches and eps inside the blocks get 1/4, and nothing else moves."""
+def test_completep_is_in_the_config_the_groups_and_the_words(source: Tuned, target: Shape, tmp_path: Path) -> None:
+    """Depth 2 at the base, 8 at the target: branches and eps inside blocks get 1/4; nothing else moves."""
     deep = target.model_copy(update={"n_layers": 8})
     settings = source.settings.model_copy(update={"depth_rule": "completep"})
     for name, each in (("plain", source.settings), ("deep", settings)):
-        export_hf(Source(each, "a test", source.budget, source.proxy), deep, tmp_path / name)
+        export_hf(Tuned(each, "a test", source.budget, source.proxy), deep, tmp_path / name)
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("plain", "deep")]
     branches = {"attention_out_multiplier", "ssm_out_multiplier"}
     for key, value in configs[0].items():
@@ -192,7 +192,7 @@ def test_completep_is_in_the_config_the_groups_and_the_words(source: Source, tar
         assert any("mlp_down ∝ (d₀·d_ff₀)/(d·d_ff) · L₀/L" in row["rule"] for row in csv.DictReader(rows))
 
 
-def test_a_scaled_batch_is_the_same_in_every_file_and_said(source: Source, target: Shape, tmp_path: Path) -> None:
+def test_a_scaled_batch_is_the_same_in_every_file_and_said(source: Tuned, target: Shape, tmp_path: Path) -> None:
     for name, each in (("plain", source), ("scaled", at_batch(source, 512))):
         export_hf(each, target, tmp_path / name)
     files = [
@@ -221,13 +221,13 @@ def test_a_scaled_batch_is_the_same_in_every_file_and_said(source: Source, targe
     assert load_transfer(tmp_path / "scaled").schedule is None
 
 
-def test_what_is_a_prediction_is_said(published: Source, tmp_path: Path) -> None:
+def test_what_is_a_prediction_is_said(published: Tuned, tmp_path: Path) -> None:
     export = export_hf(published, load_shape("falcon-h1-3b"), tmp_path / "out")
     assert "predictions of the rules" in export.note
     assert "predictions of the rules" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_attention_only_has_no_falcon_h1_config(source: Source, target: Shape, tmp_path: Path) -> None:
+def test_attention_only_has_no_falcon_h1_config(source: Tuned, target: Shape, tmp_path: Path) -> None:
     attention_only = Shape.model_validate({**target.model_dump(), "d_ssm": 0})
     with pytest.raises(UserError, match="d_ssm"):
         export_hf(source, attention_only, tmp_path / "out")

@@ -7,7 +7,7 @@ import pytest
 from mup_tune.errors import UserError
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
-from mup_tune.transfer.resolve import Source, at_batch, resolve, warnings
+from mup_tune.transfer.resolve import Tuned, at_batch, resolve, warnings
 from mup_tune.trial import Budget
 
 
@@ -50,7 +50,7 @@ def test_a_settings_file_has_no_budget(tmp_path: Path, tuned: Settings) -> None:
     assert resolve("falcon-h1-published").settings.name == "falcon-h1-published"
 
 
-def test_base_equal_to_target_is_loud(same_widths: Source, target: Shape) -> None:
+def test_base_equal_to_target_is_loud(same_widths: Tuned, target: Shape) -> None:
     assert "NO WIDTH SCALING" in " ".join(warnings(same_widths, target))
     wider = target.model_copy(update={"d_ff": 256})
     assert "NO WIDTH SCALING" not in " ".join(warnings(same_widths, wider))
@@ -58,14 +58,14 @@ def test_base_equal_to_target_is_loud(same_widths: Source, target: Shape) -> Non
     assert len(warnings(same_widths, deeper)) == 2  # depth is no width: still loud, and the depth is named
 
 
-def test_a_depth_rule_silences_the_depth_warning(source: Source, target: Shape) -> None:
+def test_a_depth_rule_silences_the_depth_warning(source: Tuned, target: Shape) -> None:
     deeper = target.model_copy(update={"n_layers": 7})
     assert any("depth 2 → 7" in each for each in warnings(source, deeper))
-    deep = Source(source.settings.model_copy(update={"depth_rule": "completep"}), "a test")
+    deep = Tuned(source.settings.model_copy(update={"depth_rule": "completep"}), "a test")
     assert not any("depth" in each for each in warnings(deep, deeper))
 
 
-def test_another_batch_moves_eta_by_the_square_root_and_nothing_else(source: Source) -> None:
+def test_another_batch_moves_eta_by_the_square_root_and_nothing_else(source: Tuned) -> None:
     scaled = at_batch(source, 128 * 9)
     before, after = source.settings, scaled.settings
     assert after.eta == pytest.approx(3 * before.eta, rel=1e-12)
@@ -75,11 +75,11 @@ def test_another_batch_moves_eta_by_the_square_root_and_nothing_else(source: Sou
     with pytest.raises(UserError, match="--batch-tokens"):
         at_batch(source, 0)
     with pytest.raises(UserError, match=r"--batch-tokens.*without a run"):
-        at_batch(Source(before, "the settings 'mine.yaml'"), 128)
+        at_batch(Tuned(before, "the settings 'mine.yaml'"), 128)
 
 
-def test_vocabularies_are_compared_where_the_proxy_is_known(source: Source, target: Shape, proxy: Shape) -> None:
+def test_vocabularies_are_compared_where_the_proxy_is_known(source: Tuned, target: Shape, proxy: Shape) -> None:
     assert any("264" in each and "512" in each for each in warnings(source, target))
     assert not any("vocab" in each for each in warnings(source, target.model_copy(update={"vocab_size": 264})))
-    without_run = Source(source.settings, "a file")
+    without_run = Tuned(source.settings, "a file")
     assert not any("vocab" in each for each in warnings(without_run, target))

@@ -17,7 +17,7 @@ from mup_tune.settings import Settings, falcon_h1_published
 from mup_tune.shape import Shape, load_shape
 from mup_tune.transfer.channels import resplit
 from mup_tune.transfer.hf import export_hf
-from mup_tune.transfer.resolve import Source
+from mup_tune.transfer.resolve import Tuned
 
 PROXY = load_shape("cpu-channels")
 
@@ -97,7 +97,7 @@ def test_a_run_whose_sa_m_ratios_all_diverged_says_so(run_folder: Path, tuned: S
 
 
 @pytest.mark.parametrize("name", ["falcon-h1-0.5b", "falcon-h1-7b"])
-def test_transformers_builds_the_target_at_the_new_channels(name: str, tmp_path: Path, published: Source) -> None:
+def test_transformers_builds_the_target_at_the_new_channels(name: str, tmp_path: Path, published: Tuned) -> None:
     shape = resplit(load_shape(name), "2:1:5", "falcon-h1-published")
     export = export_hf(published, shape, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -110,7 +110,7 @@ def test_transformers_builds_the_target_at_the_new_channels(name: str, tmp_path:
     assert export.note in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_orders_that_transformers_does_not_build_leave_no_export(source: Source, target: Shape, tmp_path: Path) -> None:
+def test_orders_that_transformers_does_not_build_leave_no_export(source: Tuned, target: Shape, tmp_path: Path) -> None:
     for order in ("SAM", "S_A_M"):
         with pytest.raises(UserError, match=r"block_order.*builds SA_M only"):
             export_hf(source, target.model_copy(update={"block_order": order}), tmp_path / "out")

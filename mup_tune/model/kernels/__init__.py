@@ -1,1 +1,53 @@
-"""Triton kernels of the GPU step: plain functions over tensors, forward and backward, each with a PyTorch twin."""
+"""Triton kernels of the GPU step, as plain functions over tensors.
+
+An op is a folder (``forward``, ``backward``, ``reference``), or a file where it fits one. It has up to three
+public functions:
+
+* ``<op>``. A trailing ``_`` says that it changes an argument in place.
+* ``<op>_backward`` takes the gradients of the results, what the forward pass left, the forward pass's
+  arguments, and then where gradients go. It returns the gradients that got no place, in the order of the
+  arguments.
+* ``<op>_reference`` is the same in plain PyTorch, from the functions that train on CPUs, and autograd
+  differentiates it. Tests compare in float64.
+
+A parameter that is a vector gets its gradient in parts. ``<vector>_parts`` is called with the number of
+programs and gives memory [P, programs, width], fp32 and contiguous; every program writes its part, and the
+caller sums them.
+
+Programs: where a kernel has one program id, its factors are split off the fastest first, and what is left is
+the member. Where it has several, the member is the last axis. So neighbouring programs share a member.
+
+Names in kernels: ``p`` member, ``b`` row of the batch, ``row`` = p · B + b. ``x_stride_t`` are the elements
+of ``x`` between neighbours along T; the last stride is 1. ``x_at`` are offsets, ``x_ptrs`` pointers.
+
+Shape suffixes everywhere: P members, B rows of the batch, T tokens of a row, N = B · T, D d_model, V
+vocabulary, F d_ff, k taps of the convolution, and C channels (of the convolution: x, then B, then C).
+
+* Attention: C columns of q, k and v, E columns of q, Q query heads, J key/value heads, R = head_dim / 2. K is
+  head_dim padded to 2 · (R padded), so that a rotary pair keeps its distance. M rows of a query block, N rows
+  of a key block.
+* Scan and gated norm: H heads, K channels of a head, X = H · K, G groups of adjacent heads, S d_state, c
+  chunks of a row, L tokens of a chunk.
+* AdamW: R rows of a tile, C columns of a block, n parts of a sum.
+* Loss: I lanes of a block, J logits that a lane reads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = tl.constexpr(1.4426950408889634)  # log2(e): exp2 is the hardware's exponential
+
+Parts = Callable[[int], Tensor]
+
+
+def strides(axes: str, **tensors: Tensor) -> dict[str, int]:
+    """``{name}_stride_{axis}`` of every tensor's first axes, as launches take them."""
+    return {
+        f"{name}_stride_{axis}": tensor.stride(index)
+        for name, tensor in tensors.items()
+        for index, axis in enumerate(axes)
+    }

@@ -1,11 +1,12 @@
-"""The gated activation of the MLP, ``up · silu(gate)``, on the output of one matmul that holds both halves.
+"""The gated activation of the MLP on the output of one product that holds both halves, gate then up.
 
-Shape suffixes: P members, N tokens, F d_ff, 2F gate then up.
+Legend: :mod:`mup_tune.model.kernels`.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,37 +16,44 @@ COLUMNS = 256
 
 
 def swiglu(h_PN2F: Tensor) -> Tensor:
-    """``up · silu(gate)`` (arXiv 2002.05202) of ``h = [gate | up]``, contiguous; fp32 inside; returns [P, N, F]."""
-    P, N, F2 = h_PN2F.shape
-    out_PNF = torch.empty(P, N, F2 // 2, dtype=h_PN2F.dtype, device=h_PN2F.device)
+    """``up · silu(gate)`` (arXiv 2002.05202), [P, N, F], of contiguous ``h = [gate | up]``; fp32 inside."""
+    P, N, width = h_PN2F.shape
+    out_PNF = torch.empty(P, N, width // 2, dtype=h_PN2F.dtype, device=h_PN2F.device)
     grid, sizes = _launch(out_PNF)
-    _swiglu_kernel[grid](h_PN2F, out_PNF, P * N, **sizes)
+    _swiglu_kernel[grid](h_ptr=h_PN2F, out_ptr=out_PNF, **sizes)
     return out_PNF
 
 
-def swiglu_backward(d_PNF: Tensor, h_PN2F: Tensor) -> Tensor:
+def swiglu_backward(d_out_PNF: Tensor, h_PN2F: Tensor) -> Tensor:
     """The gradient of :func:`swiglu` by ``h``, [P, N, 2F]; both inputs contiguous."""
     d_h_PN2F = torch.empty_like(h_PN2F)
-    grid, sizes = _launch(d_PNF)
-    _swiglu_backward_kernel[grid](d_PNF, h_PN2F, d_h_PN2F, d_PNF.shape[0] * d_PNF.shape[1], **sizes)
+    grid, sizes = _launch(d_out_PNF)
+    _swiglu_backward_kernel[grid](d_out_ptr=d_out_PNF, h_ptr=h_PN2F, d_h_ptr=d_h_PN2F, **sizes)
     return d_h_PN2F
 
 
+def swiglu_reference(h_PN2F: Tensor) -> Tensor:
+    """:func:`swiglu` in PyTorch."""
+    gate_PNF, up_PNF = h_PN2F.chunk(2, -1)
+    return up_PNF * F.silu(gate_PNF)
+
+
 def _launch(out_PNF: Tensor) -> tuple[tuple[int], dict[str, int]]:
-    """The grid, and the sizes a kernel is compiled for."""
-    P, N, F = out_PNF.shape
-    columns = min(triton.next_power_of_2(F), COLUMNS)
+    """The grid, and the sizes that a launch takes."""
+    P, N, width = out_PNF.shape
+    columns = min(triton.next_power_of_2(width), COLUMNS)
     rows = TILE // columns
-    return (triton.cdiv(P * N, rows) * triton.cdiv(F, columns),), {"F": F, "ROWS": rows, "COLUMNS": columns}
+    grid = (triton.cdiv(P * N, rows) * triton.cdiv(width, columns),)
+    return grid, {"n_rows": P * N, "F": width, "ROWS": rows, "COLUMNS": columns}
 
 
 @triton.jit
 def _tile(n_rows, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Row numbers, columns and mask of this program's tile; programs side by side read neighbouring columns."""
+    """Rows, columns and mask of this program's tile; neighbouring programs read neighbouring columns."""
     blocks: tl.constexpr = (F + COLUMNS - 1) // COLUMNS
-    program = tl.program_id(0)
-    rows = (program // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    columns = (program % blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    pid = tl.program_id(0)
+    rows = (pid // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = (pid % blocks) * COLUMNS + tl.arange(0, COLUMNS)
     return rows[:, None], columns[None, :], (rows < n_rows)[:, None] & (columns < F)[None, :]
 
 
@@ -59,10 +67,12 @@ def _swiglu_kernel(h_ptr, out_ptr, n_rows, F: tl.constexpr, ROWS: tl.constexpr, 
 
 
 @triton.jit
-def _swiglu_backward_kernel(d_ptr, h_ptr, d_h_ptr, n_rows, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _swiglu_backward_kernel(
+    d_out_ptr, h_ptr, d_h_ptr, n_rows, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     rows, columns, mask = _tile(n_rows, F, ROWS, COLUMNS)
     h_at = rows * (2 * F) + columns
-    d = tl.load(d_ptr + rows * F + columns, mask, other=0.0).to(tl.float32)
+    d = tl.load(d_out_ptr + rows * F + columns, mask, other=0.0).to(tl.float32)
     gate = tl.load(h_ptr + h_at, mask, other=0.0).to(tl.float32)
     up = tl.load(h_ptr + h_at + F, mask, other=0.0).to(tl.float32)
     on = tl.sigmoid(gate)

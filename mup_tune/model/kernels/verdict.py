@@ -1,6 +1,6 @@
-"""What becomes of each member after its backward pass: gradient norm, whether it lives, whether it is clipped.
+"""What becomes of each member after its backward pass: its gradient norm, whether it lives and is clipped.
 
-Shape suffixes: P members, n parts of a sum.
+Legend: :mod:`mup_tune.model.kernels`.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ def judge(
         alive_P: bool; becomes False, in place, where the loss or the norm is not finite.
     """
     norm_P, clipped_P = torch.empty_like(loss_P), torch.empty_like(alive_P)
-    sizes = squares_Pn.shape[1], more_squares_Pn.shape[1]
     _judge_kernel[(len(loss_P),)](
-        squares_Pn, more_squares_Pn, loss_P, alive_P, norm_P, clipped_P, *sizes, clip_norm, BLOCK=BLOCK, num_warps=8
-    )
+        squares_ptr=squares_Pn, more_squares_ptr=more_squares_Pn, loss_ptr=loss_P, alive_ptr=alive_P,
+        norm_ptr=norm_P, clipped_ptr=clipped_P, n=squares_Pn.shape[1], n_more=more_squares_Pn.shape[1],
+        clip_norm=clip_norm, BLOCK=BLOCK, num_warps=8,
+    )  # fmt: skip
     return norm_P, clipped_P
+
+
+def judge_reference(
+    squares_Pn: Tensor, more_squares_Pn: Tensor, loss_P: Tensor, alive_P: Tensor, clip_norm: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`judge` returns, and ``alive_P`` as it leaves it, in PyTorch."""
+    norm_P = torch.cat((squares_Pn, more_squares_Pn), 1).sum(1).sqrt()
+    alive_P = alive_P & loss_P.isfinite() & norm_P.isfinite()
+    return norm_P, alive_P & (norm_P > clip_norm), alive_P
 
 
 @triton.jit
 def _judge_kernel(
-    squares_ptr,
-    more_squares_ptr,
-    loss_ptr,
-    alive_ptr,
-    norm_ptr,
-    clipped_ptr,
-    n,
-    n_more,
-    clip_norm,
-    BLOCK: tl.constexpr,
+    squares_ptr, more_squares_ptr, loss_ptr, alive_ptr, norm_ptr, clipped_ptr, n, n_more, clip_norm, BLOCK: tl.constexpr
 ):
     p = tl.program_id(0)
     total = tl.zeros([BLOCK], tl.float32)

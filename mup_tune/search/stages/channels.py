@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mup_tune.channels import Ratio, split
-from mup_tune.errors import UserError
+from mup_tune.errors import UserError, as_value_error
+from mup_tune.search.shape_comparison import Contender, ShapeComparison
 from mup_tune.search.stage import Context
-from mup_tune.search.stages.shapes import Contender, ShapeComparison
 from mup_tune.shape import BlockOrder, Shape
 
 
@@ -38,10 +38,8 @@ class Channels(ShapeComparison):
     @field_validator("ratios")
     @classmethod
     def _parsed(cls, ratios: tuple[str, ...]) -> tuple[str, ...]:
-        try:
+        with as_value_error():
             parsed = tuple(str(Ratio.parse(ratio)) for ratio in ratios)
-        except UserError as error:
-            raise ValueError(". ".join(part for part in (error.problem, error.fix) if part)) from None
         if len(set(parsed)) != len(parsed):
             raise ValueError(f"{list(ratios)} names a ratio twice")
         return parsed

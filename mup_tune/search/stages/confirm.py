@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mup_tune import stats
-from mup_tune.findings import Comparison, Interval
-from mup_tune.search.stage import Asked, Conclusion, Context, Losses, Stage, State, each_once, losses
-from mup_tune.search.stages import sweep
+from mup_tune.findings import Comparison, State
+from mup_tune.findings.confirmation import Confirmation
+from mup_tune.search import swept_axis
+from mup_tune.search.stage import Asked, Conclusion, Context, Stage, each_once, losses
+from mup_tune.stats import Interval
 from mup_tune.trial import TrialResult
 
 FIRST_SEED = 1000
@@ -40,19 +42,14 @@ class Confirm(Stage):
 
     def seeds(self, context: Context) -> tuple[int, ...]:
         """1000, 1001, … without the plan's tuning seeds."""
-        return sweep.fresh_seeds(context, FIRST_SEED, self.n_seeds)
+        return swept_axis.fresh_seeds(context, FIRST_SEED, self.n_seeds)
 
     def walk(self, asked: Asked, state: State) -> Conclusion:
         settings = [state.incumbent, *(state.references[name] for name in self.against)]
         seeds = self.seeds(asked.context)
         ours, *theirs = asked.rows([asked.context.trials(each, seeds) for each in settings])
         comparisons = tuple(_compared(name, ours, rows) for name, rows in zip(self.against, theirs, strict=True))
-        finding = self.finding(
-            before=state.incumbent,
-            after=state.incumbent,
-            comparisons=comparisons,
-            summary=tuple(sentence for each in comparisons for sentence in _sentences(each)),
-        )
+        finding = self.finding(state.incumbent, state.incumbent, Confirmation(comparisons=comparisons))
         return Conclusion(state, finding)
 
 
@@ -68,41 +65,16 @@ def _compared(name: str, ours: Sequence[TrialResult], theirs: Sequence[TrialResu
         candidate_losses=losses(ours),
         reference_losses=losses(theirs),
         gain=gain,
-        verdict=_verdict(name, gain, losses(ours), losses(theirs)),
         by_source=by_source,
     )
 
 
 def _gain(ours: Sequence[TrialResult], theirs: Sequence[TrialResult], metric: str | None = None) -> Interval | None:
-    return sweep.as_interval(stats.paired_gain(losses(ours, metric), losses(theirs, metric)))
+    return stats.paired_gain(losses(ours, metric), losses(theirs, metric))
 
 
 def _sources(rows: Sequence[TrialResult]) -> list[str]:
-    """The sources that every trial which ended was validated on, in the plan's order; none where there is one."""
+    """The sources that every trial which ended was validated on, in order; none where there is one."""
     ended = [row.metrics for row in rows if row.ok]
     names = [key for key in ended[0] if key.startswith(PREFIX)] if ended else []
     return [name.removeprefix(PREFIX) for name in names if all(name in metrics for metrics in ended)]
-
-
-def _sentences(comparison: Comparison) -> list[str]:
-    """The verdict, and where the mean hides that some source got worse."""
-    hidden = [
-        f"On {source} alone the incumbent is worse than {comparison.reference} by {-gain.value:.4f} nats/token "
-        f"(95 % CI {-gain.high:.4f} … {-gain.low:.4f})."
-        for source, gain in comparison.by_source.items()
-        if gain.high < 0
-    ]
-    return [f"Against {comparison.reference}: {comparison.verdict}.", *hidden]
-
-
-def _verdict(name: str, gain: Interval | None, ours: Losses, theirs: Losses) -> str:
-    if gain is None:
-        lost = [sum(loss is None for loss in losses.values()) for losses in (ours, theirs)]
-        word = "worse" if lost[0] > lost[1] else "no gain shown"
-        return f"{word}: the incumbent diverged on {lost[0]}, {name} on {lost[1]} of {len(ours)} seeds"
-    interval = f"(95 % CI {gain.low:.4f} … {gain.high:.4f})"
-    if gain.low > 0:
-        return f"confirmed: {gain.value:.4f} nats/token better {interval}"
-    if gain.high < 0:
-        return f"worse: by {-gain.value:.4f} nats/token (95 % CI {-gain.high:.4f} … {-gain.low:.4f})"
-    return f"no gain shown: {gain.value:.4f} nats/token {interval}"

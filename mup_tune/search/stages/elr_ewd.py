@@ -1,22 +1,23 @@
-"""The ``elr_ewd`` stage: global ELR at fixed EWD, then EWD at the best ELR (arXiv 2507.22448's orthogonal axes)."""
+"""The ``elr_ewd`` stage: ELR at fixed EWD, then EWD at the best ELR (arXiv 2507.22448's axes)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import sqrt
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
-from mup_tune.findings import AxisFinding, Decision
-from mup_tune.search.stage import Asked, Conclusion, Context, Stage, State
-from mup_tune.search.stages import sweep
-from mup_tune.search.stages.sweep import Curve
+from mup_tune.findings import AxisFinding, Decision, State
+from mup_tune.findings.global_axes import GlobalAxes
+from mup_tune.findings.result import sensitivities
+from mup_tune.search import swept_axis
+from mup_tune.search.stage import Asked, Conclusion, Context, Stage
+from mup_tune.search.swept_axis import SweptAxis
 from mup_tune.settings import Settings, load_settings
 from mup_tune.stats import Sigma
-
-SIGNIFICANT = 0.05
 
 
 class ElrEwd(Stage):
@@ -40,7 +41,7 @@ class ElrEwd(Stage):
     @field_validator("elr_offsets", "ewd_offsets")
     @classmethod
     def _grid(cls, offsets: tuple[float, ...]) -> tuple[float, ...]:
-        return sweep.checked_grid(offsets) if offsets else offsets
+        return swept_axis.checked_grid(offsets) if offsets else offsets
 
     @model_validator(mode="after")
     def _does_something(self) -> ElrEwd:
@@ -56,120 +57,86 @@ class ElrEwd(Stage):
         return f"{axes} of {self.settings or 'the incumbent'}"
 
     @property
-    def provides(self) -> Sequence[str]:
-        """The name under which the result is kept for later stages."""
-        return (self.reference,) if self.reference else ()
-
-    @property
-    def measures(self) -> Sequence[str]:
-        """ELR, where it is swept on the way of the incumbent."""
-        return ("elr",) if self.incumbent and self.elr_offsets else ()
-
-    @property
     def on_path(self) -> bool:
         return self.incumbent
 
-    def counts(self, context: Context, state: State) -> tuple[int, int]:
-        """EWD counts where η·λ·T reaches 1 at the ELR the stage starts from; at most, at the highest it may find."""
-        elr = self._before(context, state).elr
-        seeds, steps = len(sweep.chosen_seeds(context, self.n_seeds)), context.budget.steps
-        highest = 0.0
+    def most(self, expected: int, context: Context, state: State) -> int:
+        """Every grid extended, and EWD swept where η·λ·T reaches 1 at the highest ELR that may be found."""
+        elr, highest = self._before(context, state).elr, 0.0
+        grids = [self.elr_offsets] if self.elr_offsets else []
         if self.elr_offsets:
             spacing = self.elr_offsets[-1] - self.elr_offsets[-2]
             highest = self.elr_offsets[-1] + self.extend * spacing
-        expected = len(self.elr_offsets) + (len(self.ewd_offsets) if elr**2 * steps >= 1 else 0)
-        most = len(self.elr_offsets) + (self.extend if self.elr_offsets else 0)
-        if self.ewd_offsets and (elr * 2**highest) ** 2 * steps >= 1:
-            most += len(self.ewd_offsets) + self.extend
-        return expected * seeds, most * seeds
+        if self.ewd_offsets and (elr * 2**highest) ** 2 * context.budget.steps >= 1:
+            grids.append(self.ewd_offsets)
+        return sum(len(grid) + self.extend for grid in grids) * len(swept_axis.chosen_seeds(context, self.n_seeds))
+
+    def foreseen(self, context: Context, incumbent: Settings) -> Settings:
+        """At an ELR where η·λ·T = ELR²·T is 1, if the grid reaches it: there stages begin to sweep EWD."""
+        elr = 1.001 / sqrt(context.budget.steps)
+        reached = self.incumbent and self.elr_offsets and elr <= incumbent.elr * 2 ** max(self.elr_offsets)
+        return incumbent.with_values({"elr": elr}) if reached and incumbent.elr < elr else incumbent
 
     def walk(self, asked: Asked, state: State) -> Conclusion:
         context = asked.context
         before = self._before(context, state)
-        current, axes, sigma = before, [], None
+        current, axes, sigma = before, list[AxisFinding](), None
         if self.elr_offsets:
             curve, sigma = self._swept(asked, "elr", current, self.elr_offsets)
             current, found = _moved(curve, sigma)  # ELR: all else is compared at a tuned one
             axes.append(found)
         horizon = current.elr**2 * context.budget.steps
         if self.ewd_offsets and horizon < 1:
-            why = f"η·λ·T = {horizon:.3g} < 1 after {context.budget.steps} steps: the run never leaves its init"
-            axes.append(Curve("ewd", current).finding(current, "not identifiable", why, None, None))
+            idle = SweptAxis("ewd", current)
+            axes.append(idle.finding(current, "not identifiable", reason="horizon", horizon=horizon))
         elif self.ewd_offsets:
             curve, ewd_sigma = self._swept(asked, "ewd", current, self.ewd_offsets)
             current, found = _ewd(curve, ewd_sigma)
             axes.append(found)
             sigma = sigma or ewd_sigma
-        return self._conclusion(state, before, current, axes, sigma, horizon)
+        after = current.with_values({}, name=self.reference or self.label)
+        result = GlobalAxes(axes=tuple(axes), eta_lambda_T=horizon, steps=context.budget.steps)
+        return Conclusion(self._handed_on(state, after, axes), self.finding(before, after, result, sigma))
 
     def _before(self, context: Context, state: State) -> Settings:
         return load_settings(self.settings, context.shape) if self.settings else state.incumbent
 
-    def _swept(self, asked: Asked, axis: str, centre: Settings, offsets: Sequence[float]) -> tuple[Curve, Sigma | None]:
-        curve = Curve(axis, centre)
-        seeds = sweep.chosen_seeds(asked.context, self.n_seeds)
-        sweep.train_grid(asked, [curve], offsets, seeds, self.extend, down=axis == "elr")
-        return curve, sweep.noise([curve])
+    def _swept(
+        self, asked: Asked, axis: str, centre: Settings, offsets: Sequence[float]
+    ) -> tuple[SweptAxis, Sigma | None]:
+        curve = SweptAxis(axis, centre)
+        seeds = swept_axis.chosen_seeds(asked.context, self.n_seeds)
+        swept_axis.train_grid(asked, [curve], offsets, seeds, self.extend, down=axis == "elr")
+        return curve, swept_axis.noise([curve])
 
-    def _conclusion(
-        self,
-        state: State,
-        before: Settings,
-        current: Settings,
-        axes: list[AxisFinding],
-        sigma: Sigma | None,
-        horizon: float,
-    ) -> Conclusion:
-        after = current.with_values({}, name=self.reference or self.label)
-        summary = [f"{axis.axis.upper()}: {axis.why}." for axis in axes]
-        summary.append(f"Now η = {after.eta:.4g}, λ = {after.lam:.4g}, η·λ·T = {horizon:.3g}.")
-        if any(axis.axis == "ewd" and axis.points for axis in axes):
-            summary.append("A global EWD sweep also moves η of the vectors (norms, conv, A_log, D, dt_bias).")
-        finding = self.finding(
-            before=before,
-            after=after,
-            axes=tuple(axes),
-            sigma_delta=None if sigma is None else sigma.value,
-            summary=tuple(summary),
-        )
-        references = {**state.references, self.reference: after} if self.reference else dict(state.references)
-        incumbent = after if self.incumbent else state.incumbent
-        learned = {axis.axis: sweep.sensitivity(axis.fit) for axis in axes if axis.axis in self.measures}
-        sensitivity = {**state.sensitivity, **learned}
-        return Conclusion(replace(state, incumbent=incumbent, references=references, sensitivity=sensitivity), finding)
+    def _handed_on(self, state: State, after: Settings, axes: Sequence[AxisFinding]) -> State:
+        """ELR's sensitivity is handed on from the incumbent's way alone; EWD's is of another kind."""
+        references = {**state.references, self.reference: after} if self.reference else state.references
+        if not self.incumbent:
+            return replace(state, references=references)
+        learned = sensitivities([axis for axis in axes if axis.axis == "elr"])
+        return replace(state, incumbent=after, references=references, sensitivity={**state.sensitivity, **learned})
 
 
-def _ewd(curve: Curve, sigma: Sigma | None) -> tuple[Settings, AxisFinding]:
+def _ewd(curve: SweptAxis, sigma: Sigma | None) -> tuple[Settings, AxisFinding]:
     """The new EWD: kept unless the best point beats the centre, or the centre does not train."""
-    if stats.usable(curve.losses[0.0]) is None:
-        return _moved(curve, sigma)
     gain = curve.gain(sigma)
-    if gain is not None and gain.p_value is not None and gain.p_value < SIGNIFICANT:
+    if stats.usable(curve.losses[0.0]) is None or (gain is not None and gain.significant):
         return _moved(curve, sigma)
-    decision: Decision = "kept" if curve.best == 0 else "flat"
+    decision: Decision = "flat"
+    reason = "noise unknown" if gain is None else "not better"
     if curve.best == 0:
-        why = "kept: its value is the best point"
-    elif gain is None:
-        why = "kept: too few seeds and points to tell noise from gain"
-    else:
-        why = f"kept: {sweep.spoken(gain)}, p = {gain.p_value:.2g} over all points"
-    return curve.centre, curve.finding(curve.centre, decision, why, sigma, gain.p_value if gain else None)
+        decision, reason = "kept", "best"
+    p_value = gain.p_value if gain else None
+    return curve.centre, curve.finding(curve.centre, decision, sigma, reason=reason, p_value=p_value)
 
 
-def _moved(curve: Curve, sigma: Sigma | None) -> tuple[Settings, AxisFinding]:
+def _moved(curve: SweptAxis, sigma: Sigma | None) -> tuple[Settings, AxisFinding]:
     """The optimum of a curve, whatever the gain: the fitted one, or the best point."""
     best = curve.best
     if best is None:
-        why = f"kept: every point from {curve.at(curve.offsets[0]).value(curve.axis):.4g} up diverged"
-        return curve.centre, curve.finding(curve.centre, "kept", why, sigma, None)
+        return curve.centre, curve.finding(curve.centre, "kept", sigma, reason="all diverged")
     fit, gain = curve.fit(sigma), curve.gain(sigma)
     after = curve.at(best if fit is None else fit.optimum.value)
-    how = "best point, no parabola fits"
-    if fit is not None:
-        how = f"{'local fits, no parabola holds,' if fit.robust else 'parabola'} through {fit.points_used} points"
-    change = f"{curve.centre.value(curve.axis):.4g} → {after.value(curve.axis):.4g}"
-    why = f"{change} ({how}); best point: {sweep.spoken(gain)}"
-    decision: Decision = "kept" if after == curve.centre else "moved"
-    if curve.at_edge:
-        decision, why = "edge", why + f"; still at the edge of the grid after {curve.extended} extensions"
-    return after, curve.finding(after, decision, why, sigma, gain.p_value if gain else None)
+    decision: Decision = "edge" if curve.at_edge else "kept" if after == curve.centre else "moved"
+    return after, curve.finding(after, decision, sigma, p_value=gain.p_value if gain else None)

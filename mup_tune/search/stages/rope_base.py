@@ -1,4 +1,4 @@
-"""The ``rope_base`` stage: train at one length with several RoPE bases, evaluate at multiples of it, unchanged.
+"""The ``rope_base`` stage: train at one length with several RoPE bases, evaluate at multiples of it.
 
 The range of bases is Falcon-H1's ablation (arXiv 2507.22448): ordinary bases degrade, the more so the longer
 the text, and the loss is flat from some base on.
@@ -17,21 +17,20 @@ from pydantic import Field, ValidationError, field_validator
 
 from mup_tune import stats
 from mup_tune.errors import UserError
-from mup_tune.findings import AxisFinding, Decision, LengthCurve, Point
-from mup_tune.search.stage import Asked, Conclusion, Losses, Stage, State, each_once, losses
-from mup_tune.search.stages import sweep
+from mup_tune.findings import AxisFinding, Decision, Point, Reason, State
+from mup_tune.findings.rope_bases import LengthCurve, RopeBases
+from mup_tune.search import swept_axis
+from mup_tune.search.stage import Asked, Conclusion, Stage, each_once, losses
 from mup_tune.settings import PositiveFloat, Settings
 from mup_tune.shape import Positive
-from mup_tune.stats import Estimate, Sigma
+from mup_tune.stats import NOTHING, Interval, Losses, Sigma
 from mup_tune.trial import Budget, TrialResult
 
-SIGNIFICANT = 0.05
 AXIS = "rope_base"
-BEST = "kept: its value is the best point"
 
 
 class RopeBase(Stage):
-    """Trains the incumbent with each of ``values`` as RoPE base and evaluates it at ``lengths`` × the training length.
+    """Trains the incumbent with each of ``values`` as RoPE base, and evaluates at ``lengths`` × its length.
 
     The mean of the losses over ``lengths``, per seed, decides. The best base is taken where it beats the
     incumbent's at p < 0.05 after Bonferroni over the other bases; else the incumbent's is kept. The landscape
@@ -67,24 +66,22 @@ class RopeBase(Stage):
     def walk(self, asked: Asked, state: State) -> Conclusion:
         before, context = state.incumbent, asked.context
         budget, bases = self._evaluated(context.budget), self._bases(before)
-        seeds = sweep.chosen_seeds(context, self.n_seeds)
+        seeds = swept_axis.chosen_seeds(context, self.n_seeds)
         settings = [before.with_values({AXIS: base}) for base in bases]
         rows = asked.rows([context.trials(each, seeds, budget=budget) for each in settings])
         grid = _measured(before.rope_base, dict(zip(bases, rows, strict=True)), self.lengths)
         axis, after = _decided(grid, before, self.label)
-        finding = self.finding(
-            before=before,
-            after=after,
-            axes=(axis,),
+        gaps = {base: gap for base in (axis.before, axis.after) if len(grid.by_length) > 1 and (gap := grid.gap(base))}
+        result = RopeBases(
+            axis=axis,
             lengths=tuple(
                 LengthCurve(factor=factor, seq_len=factor * budget.seq_len, points=grid.points(each))
                 for factor, each in grid.by_length.items()
             ),
-            headline=_headline(axis),
-            sigma_delta=None if grid.sigma is None else grid.sigma.value,
-            summary=_summary(grid, axis),
+            not_told_apart=tuple(grid.not_told_apart),
+            gaps=gaps,
         )
-        return Conclusion(replace(state, incumbent=after), finding)
+        return Conclusion(replace(state, incumbent=after), self.finding(before, after, result, grid.sigma))
 
     def _bases(self, incumbent: Settings) -> list[float]:
         """The bases to train, ascending; the incumbent's always takes part."""
@@ -109,8 +106,8 @@ class RopeBase(Stage):
 
 
 @dataclass(frozen=True)
-class Grid:
-    """What was measured: losses by base, ascending, at every factor (``by_length``), and their ``mean``, which decides.
+class Measured:
+    """Losses by base, ascending, at every factor (``by_length``), and their ``mean``, which decides.
 
     ``incumbent`` is the incumbent's base. A base is ``usable`` where every seed ended, at every length; its
     value there is the mean deciding loss.
@@ -134,26 +131,22 @@ class Grid:
         """σ_Δ of the deciding loss, pooled over the usable bases."""
         return stats.sigma_delta([stats.usable(self.mean[base]) or {} for base in self.usable])
 
-    def best_over(self, base: float) -> Estimate | None:
-        """Gain of the best base over another one, its p-value times the number of bases the best was picked from."""
+    def best_over(self, base: float) -> Interval | None:
+        """Gain of the best base over another, its p-value times the bases that the best was picked from."""
         if self.best is None:
             return None
         if base == self.best:
-            return Estimate(0.0, 0.0, 0.0, 1.0)
+            return NOTHING
         gain = stats.paired_gain(self.mean[self.best], self.mean[base], self.sigma)
-        if gain is None or gain.p_value is None:
-            return gain
-        return Estimate(gain.value, gain.low, gain.high, min(1.0, (len(self.usable) - 1) * gain.p_value))
+        return gain and gain.picked_from(len(self.usable) - 1)
 
     @cached_property
     def not_told_apart(self) -> list[float]:
         """The bases that the best one does not beat at p < 0.05, itself left out."""
         gains = {base: self.best_over(base) for base in self.usable if base != self.best}
-        return [
-            base for base, gain in gains.items() if gain is None or gain.p_value is None or gain.p_value >= SIGNIFICANT
-        ]
+        return [base for base, gain in gains.items() if gain is None or not gain.significant]
 
-    def gap(self, base: float) -> Estimate | None:
+    def gap(self, base: float) -> Interval | None:
         """loss at the longest length − loss at the training length; Student's t over seeds."""
         return stats.paired_gain(self.by_length[1][base], self.by_length[max(self.by_length)][base])
 
@@ -161,10 +154,10 @@ class Grid:
         return tuple(Point(offset=log2(b / self.incumbent), value=b, losses=each) for b, each in by_base.items())
 
 
-def _measured(incumbent: float, rows: Mapping[float, Sequence[TrialResult]], lengths: Sequence[int]) -> Grid:
+def _measured(incumbent: float, rows: Mapping[float, Sequence[TrialResult]], lengths: Sequence[int]) -> Measured:
     by_length = {length: {base: _at(each, length) for base, each in rows.items()} for length in lengths}
     mean = {base: _mean([each[base] for each in by_length.values()]) for base in rows}
-    return Grid(incumbent, by_length, mean)
+    return Measured(incumbent, by_length, mean)
 
 
 def _at(rows: Sequence[TrialResult], length: int) -> Losses:
@@ -186,94 +179,37 @@ def _mean(at_each: Sequence[Losses]) -> Losses:
     return {seed: fmean(values) if len(values) == len(at_each) else None for seed, values in ended.items()}
 
 
-def _decided(grid: Grid, before: Settings, label: str) -> tuple[AxisFinding, Settings]:
+def _decided(grid: Measured, before: Settings, label: str) -> tuple[AxisFinding, Settings]:
     """The axis' finding and the next incumbent. ``gain`` is over the incumbent's base, p after Bonferroni."""
     best, gain, after = grid.best, grid.best_over(grid.incumbent), before
     decision: Decision = "kept"
+    reason: Reason = "fitted"
     if best is None:
-        why = "kept: every base diverged"
+        reason = "all diverged"
     elif best == grid.incumbent:
-        why = BEST
+        reason = "best"
     elif grid.incumbent not in grid.usable:
-        why = "kept: the incumbent's diverged, there is nothing to compare with"
+        reason = "incumbent diverged"
     elif gain is None or gain.p_value is None:
-        decision, why = "flat", f"kept: {_short(best)} is lower, but one seed cannot tell noise from gain"
+        decision, reason = "flat", "noise unknown"
     elif grid.incumbent in grid.not_told_apart:
-        decision = "flat"
-        why = f"kept: best base {_short(best)}, {sweep.spoken(gain)}, p = {gain.p_value:.2g} over all bases"
+        decision, reason = "flat", "not better"
     else:
         decision, after = "moved", before.with_values({AXIS: best}, name=label)
-        why = f"{_short(grid.incumbent)} → {_short(best)}: {sweep.spoken(gain)}, p = {gain.p_value:.2g} over all bases"
-    ends = {min(grid.mean): "smallest", max(grid.mean): "largest"}
     flat = len(grid.not_told_apart) == len(grid.usable) - 1  # a landscape without a slope has no edge
-    if best in ends and best == after.rope_base and not flat:
+    if best in (min(grid.mean), max(grid.mean)) and best == after.rope_base and not flat:
         decision = "edge"
-        why += f"; it is the {ends[best]} base trained, the optimum may lie beyond"
     finding = AxisFinding(
         axis=AXIS,
         before=before.rope_base,
         after=after.rope_base,
         points=grid.points(grid.mean),
-        fit=None,
-        gain=sweep.as_interval(gain),
+        gain=gain,
         p_value=None if gain is None else gain.p_value,
         decision=decision,
-        why=why,
+        reason=reason,
     )
     return finding, after
-
-
-def _headline(axis: AxisFinding) -> str:
-    before, after = _short(axis.before), _short(axis.after)
-    bases = f"{_short(axis.points[0].value)} … {_short(axis.points[-1].value)}"
-    if axis.after != axis.before:
-        return f"RoPE base {before} → {after}: the best of {bases}, evaluated up to longer texts than trained on"
-    if axis.decision == "flat" or axis.why.startswith(BEST):
-        return f"RoPE base {before} kept: no other base of {bases} is shown to be better"
-    return f"RoPE base {before} {axis.why}"
-
-
-def _summary(grid: Grid, axis: AxisFinding) -> tuple[str, ...]:
-    said = [
-        f"RoPE base: {axis.why}.",
-        f"The mean loss at {_times(tuple(grid.by_length))} the training length decides. A plateau is expected, no "
-        "bowl: no parabola is fitted, and only a trained base is taken.",
-    ]
-    best = grid.best
-    if best is None:
-        return tuple(said)
-    if grid.not_told_apart:
-        said.append(f"Not told apart from the best base, {_short(best)}: {_listed(grid.not_told_apart)}.")
-    elif len(grid.usable) > 1:
-        said.append(f"The best base, {_short(best)}, is told apart from every other one that trained.")
-    if lost := [base for base in grid.mean if base not in grid.usable]:
-        said.append(f"Diverged on at least one seed, and so not to be chosen: {_listed(lost)}.")
-    worst = max(grid.usable, key=grid.usable.__getitem__)
-    for base, word in {worst: "worst", best: "best"}.items():
-        at = ", ".join(f"{length}x {_spoken_mean(each[base])}" for length, each in grid.by_length.items())
-        said.append(f"Loss of the {word} base, {_short(base)}: {at} nats/token.")
-    return (*said, *_gaps(grid, axis))
-
-
-def _gaps(grid: Grid, axis: AxisFinding) -> list[str]:
-    """What is lost or gained from the training length to the longest, at the incumbent's and the chosen base."""
-    if len(grid.by_length) < 2:
-        return []
-    roles = {axis.before: "the incumbent's base", axis.after: "the chosen base"}
-    roles = roles if len(roles) > 1 else {axis.before: "the base kept"}
-    gaps = {base: grid.gap(base) for base in roles}
-    told = "; ".join(f"{_interval(gap)} at {roles[base]}, {_short(base)}" for base, gap in gaps.items() if gap)
-    if not told:
-        return []
-    return [f"Loss at {max(grid.by_length)}x − loss at 1x, on the same text (below 0: longer context helps): {told}."]
-
-
-def _interval(gap: Estimate) -> str:
-    return f"{gap.value:+.4f} nats/token (95 % CI {gap.low:+.4f} … {gap.high:+.4f})"
-
-
-def _spoken_mean(at: Losses) -> str:
-    return f"{fmean((stats.usable(at) or {}).values()):.4f}"
 
 
 def _short(base: float) -> str:

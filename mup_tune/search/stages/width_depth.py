@@ -1,4 +1,4 @@
-"""The ``shape`` stage: wide and shallow against narrow and deep, at equal parameters (arXiv 2507.22448)."""
+"""The ``width_depth`` stage: wide against deep at equal parameters (arXiv 2507.22448)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pydantic import Field
 
 from mup_tune.channels import at_depth
 from mup_tune.errors import UserError
+from mup_tune.search.shape_comparison import Contender, ShapeComparison
 from mup_tune.search.stage import Context, each_once
-from mup_tune.search.stages.shapes import Contender, ShapeComparison
 from mup_tune.shape import Positive, Shape
 
 
 class WidthDepth(ShapeComparison):
     """Trains the proxy at each of ``depths``, its width chosen so that the parameters stay equal."""
 
-    kind: Literal["shape"] = "shape"
+    kind: Literal["width_depth"] = "width_depth"
     depths: Annotated[tuple[Positive, ...], Field(min_length=1), each_once("depth")]
 
     @property

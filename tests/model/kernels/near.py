@@ -1,4 +1,4 @@
-"""What the kernel tests share: the device, random tensors in wider buffers, and nearness to a float64 twin."""
+"""What the kernel tests share: the device, random tensors, wider buffers, and nearness to a float64 twin."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def nan_memory() -> Iterator[None]:
 
 def normal(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     return torch.randn(*size, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(seed)).to(dtype)
+
+
+def random_documents(B: int, T: int, mean_length: float, seed: int = 0) -> Tensor:
+    starts = torch.rand(B, T, generator=torch.Generator().manual_seed(seed)) < 1 / mean_length
+    starts[:, 0] = False
+    return starts.cumsum(1).to(DEVICE, torch.int32)
 
 
 def columns(values: Tensor, before: int, after: int) -> tuple[Tensor, Tensor]:

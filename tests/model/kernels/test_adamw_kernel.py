@@ -23,14 +23,13 @@ BETAS = (0.9, 0.95)
 PADDING = -7.0  # what lies in the buffers where no parameter is
 # Triton's interpreter truncates to bfloat16
 ROUNDING = {torch.float32: 2e-7, torch.bfloat16: 4e-3 if DEVICE == "cuda" else 8e-3}
-# rows × columns: several column blocks, rows that do not fill a tile, no multiple of 4, a single row or
-# column
+# rows × columns: several column blocks, rows that do not fill a tile, no multiple of 4, one row or column
 SIZES = [(9, 300), (3, 6), (1, 70), (11, 1), (9, 4), (3, 516)]
 
 
 @dataclass
 class Flat:
-    """Parameters in flat buffers, padding rows after each, a few elements before all; every other one in wider rows."""
+    """Parameters in flat buffers, padding rows after each, a few elements before all; some in wider rows."""
 
     sizes: list[tuple[int, int]]
     members: int
@@ -92,7 +91,7 @@ class Pair:
         return [part[..., None] for part in self.scale.split([rows for rows, _ in self.flat.sizes], 1)]
 
     def gradient(self, size_P: Tensor) -> Tensor:
-        """New gradients of the work copy (NaN where ``size_P`` is, and in the padding), given to the twin as well."""
+        """New gradients of the work copy, also the twin's; NaN where ``size_P`` is and in the padding."""
         grad = torch.full_like(self.work, nan)
         views = self.flat.views(grad)
         for view, scale, parameter in zip(views, self.scales(), self.twin.parameters.values(), strict=True):

@@ -1,36 +1,36 @@
 from __future__ import annotations
 
-from math import inf, nan
+from math import nan
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from near import DEVICE, DTYPES, columns, nan_memory, normal, twin  # noqa: F401
+from near import DEVICE, DTYPES, columns, nan_memory, normal, random_documents, twin  # noqa: F401
 from torch import Tensor
 
 pytest.importorskip("triton")
-from mup_tune.model import attention as naive
-from mup_tune.model.kernels import attention, attention_backward
+from mup_tune.model.attention import rope_inverse_frequencies, rope_table
+from mup_tune.model.kernels.attention import (
+    attention_,
+    attention_backward,
+    attention_reference,
+    backward,
+    forward,
+    spans,
+)
 
 # Rows past the end of a sequence have no keys; the interpreter warns, and their results are not stored.
 pytestmark = [pytest.mark.usefixtures("nan_memory"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 # Norm-wise relative distance allowed. bf16: rotated queries and keys, weights and their gradients are rounded
-# before they are multiplied, by 2^-9 at most; the interpreter cuts bits off, by 2^-8, and always towards
-# zero.
+# before they are multiplied, by 2^-9 at most; the interpreter cuts bits off, by 2^-8, always towards zero.
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 1e-2 if DEVICE == "cuda" else 2e-2}
-
-
-def random_documents(B: int, T: int, mean_length: float, seed: int = 0) -> Tensor:
-    starts = torch.rand(B, T, generator=torch.Generator().manual_seed(seed)) < 1 / mean_length
-    starts[:, 0] = False
-    return starts.cumsum(1).to(DEVICE, torch.int32)
 
 
 def rope(P: int, T: int, head_dim: int) -> tuple[Tensor, Tensor]:
     """Every member has a base of its own."""
-    frequencies = torch.stack([naive.rope_inverse_frequencies(10.0 ** (2 + p), head_dim) for p in range(P)]).to(DEVICE)
-    cos, sin = naive.rope_table(frequencies, T, torch.float32)
+    frequencies = torch.stack([rope_inverse_frequencies(10.0 ** (2 + p), head_dim) for p in range(P)]).to(DEVICE)
+    cos, sin = rope_table(frequencies, T, torch.float32)
     return cos[:, 0, :, 0].contiguous(), sin[:, 0, :, 0].contiguous()
 
 
@@ -40,13 +40,6 @@ def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype, bound: flo
     assert distance <= bound * torch.linalg.vector_norm(expected), f"{distance:g}"
 
 
-def naive_lse(qkv: Tensor, Q: int, J: int, table: tuple[Tensor, Tensor], documents: Tensor) -> Tensor:
-    qk = qkv.unflatten(-1, (Q + 2 * J, -1))[..., : Q + J, :]
-    q, k = naive.rotate(qk, table).movedim(3, 2).split([Q, J], 2)
-    scores = q @ k.repeat_interleave(Q // J, 2).mT * q.shape[-1] ** -0.5
-    return scores.masked_fill(~naive.document_mask(documents), -inf).logsumexp(-1)
-
-
 def check(P: int, documents: Tensor, Q: int, J: int, head_dim: int, dtype: torch.dtype, spread: float = 1.0) -> None:
     B, T = documents.shape
     bound = BOUND[dtype] * spread**2
@@ -54,18 +47,17 @@ def check(P: int, documents: Tensor, Q: int, J: int, head_dim: int, dtype: torch
     d_out, _ = columns(normal(P, B, T, Q * head_dim, dtype=dtype, seed=1), 0, 24)
     out, out_buffer = columns(torch.full_like(d_out, nan), 8, 16)
     d_qkv, d_qkv_buffer = columns(torch.full_like(qkv, nan), 24, 8)
-    spans, (cos, sin) = attention.spans(documents), rope(P, T, head_dim)
+    spans_2BT, (cos, sin) = spans(documents), rope(P, T, head_dim)
 
     qkv_twin = twin(qkv)
-    table = cos.double()[:, None, :, None], sin.double()[:, None, :, None]
-    out_twin = naive.attention(qkv_twin, Q, J, table, naive.document_mask(documents))
+    out_twin, lse_twin = attention_reference(qkv_twin, Q, J, cos.double(), sin.double(), documents)
     (out_twin * d_out.double()).sum().backward()
     assert qkv_twin.grad is not None
 
-    lse = attention.attention_(qkv, Q, J, cos, sin, spans, out)
+    lse = attention_(qkv, Q, J, cos, sin, spans_2BT, out)
     assert_near(out, out_twin, dtype, bound)
-    assert_near(lse, naive_lse(qkv_twin.detach(), Q, J, table, documents), torch.float32, bound)
-    attention_backward.attention_backward(d_out, out, lse, qkv, Q, J, cos, sin, spans, d_qkv)
+    assert_near(lse, lse_twin, torch.float32, bound)
+    attention_backward(d_out, out, lse, qkv, Q, J, cos, sin, spans_2BT, d_qkv)
     sizes = [Q * head_dim, J * head_dim, J * head_dim]
     assert_near(d_qkv, qkv_twin.grad, dtype, bound)
     if documents.unique().numel() < documents.numel():  # else no weight depends on a score: q and k get rounding noise
@@ -79,12 +71,8 @@ def check(P: int, documents: Tensor, Q: int, J: int, head_dim: int, dtype: torch
 
 def use_tiles(patch: pytest.MonkeyPatch, m: int, n: int) -> None:
     """Tiles so small that short rows have several blocks."""
-    for module, name in (
-        (attention, "forward_launch"),
-        (attention_backward, "queries_launch"),
-        (attention_backward, "keys_launch"),
-    ):
-        patch.setattr(module, name, lambda K, dtype: attention.launch(m, n, 4, 1))
+    for module, name in ((forward, "forward_launch"), (backward, "queries_launch"), (backward, "keys_launch")):
+        patch.setattr(module, name, lambda K, dtype: forward.launch(m, n, 4, 1))
 
 
 @DTYPES
@@ -123,7 +111,7 @@ def test_sharp_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_documents_numbered_with_gaps_have_their_own_spans() -> None:
     documents = torch.tensor([[0, 0, 0, 4, 4, 9], [0, 1, 2, 2, 2, 2]], dtype=torch.int32, device=DEVICE)
-    assert attention.spans(documents).tolist() == [
+    assert spans(documents).tolist() == [
         [[0, 0, 0, 3, 3, 5], [0, 1, 2, 2, 2, 2]],
         [[3, 3, 3, 5, 5, 6], [1, 2, 6, 6, 6, 6]],
     ]
@@ -134,9 +122,9 @@ def test_a_dead_member_and_a_dead_row_stay_alone() -> None:
     qkv, d_out = normal(2, 2, 20, 16), normal(2, 2, 20, 8, seed=1)
     qkv[1, 0, 3] = nan
     out, d_qkv = torch.full_like(d_out, nan), torch.full_like(qkv, nan)
-    spans, (cos, sin) = attention.spans(documents), rope(2, 20, 4)
-    lse = attention.attention_(qkv, 2, 1, cos, sin, spans, out)
-    attention_backward.attention_backward(d_out, out, lse, qkv, 2, 1, cos, sin, spans, d_qkv)
+    read = (2, 1, *rope(2, 20, 4), spans(documents))
+    lse = attention_(qkv, *read, out)
+    attention_backward(d_out, out, lse, qkv, *read, d_qkv)
     for value in (out[0], out[1, 1], lse[0], lse[1, 1], d_qkv[0], d_qkv[1, 1]):
         assert value.isfinite().all()
 
@@ -165,10 +153,10 @@ def test_true_sizes(
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="compiled kernels only")
 def test_gradients_do_not_depend_on_the_run() -> None:
-    spans, (cos, sin) = attention.spans(random_documents(16, 1024, 300)), rope(4, 1024, 64)
+    read = (2, 1, *rope(4, 1024, 64), spans(random_documents(16, 1024, 300)))
     qkv, d_out = normal(4, 16, 1024, 256, dtype=torch.bfloat16), normal(4, 16, 1024, 128, dtype=torch.bfloat16, seed=1)
     out, first, second = torch.empty_like(d_out), torch.empty_like(qkv), torch.empty_like(qkv)
-    lse = attention.attention_(qkv, 2, 1, cos, sin, spans, out)
+    lse = attention_(qkv, *read, out)
     for d_qkv in (first, second):
-        attention_backward.attention_backward(d_out, out, lse, qkv, 2, 1, cos, sin, spans, d_qkv)
+        attention_backward(d_out, out, lse, qkv, *read, d_qkv)
     assert torch.equal(first, second)

@@ -4,21 +4,23 @@ from math import nan
 
 import pytest
 import torch
-import torch.nn.functional as F
-from near import DEVICE, DTYPES, Parts, assert_near, columns, nan_memory, normal, twin  # noqa: F401
+from near import (  # noqa: F401
+    DEVICE,
+    DTYPES,
+    Parts,
+    assert_near,
+    columns,
+    nan_memory,
+    normal,
+    random_documents,
+    twin,
+)
 from torch import Tensor
 
 pytest.importorskip("triton")
-from mup_tune.model.kernels import conv, conv_backward
-from mup_tune.model.layers import causal_conv
+from mup_tune.model.kernels.conv import conv_silu, conv_silu_backward, conv_silu_reference, forward
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
-
-
-def random_documents(B: int, T: int, mean_length: float, seed: int = 0) -> Tensor:
-    starts = torch.rand(B, T, generator=torch.Generator().manual_seed(seed)) < 1 / mean_length
-    starts[:, 0] = False
-    return starts.cumsum(1).to(DEVICE, torch.int32)
 
 
 def check(P: int, documents: Tensor, C: int, taps: int, dtype: torch.dtype) -> None:
@@ -29,14 +31,14 @@ def check(P: int, documents: Tensor, C: int, taps: int, dtype: torch.dtype) -> N
     weight, bias = normal(P, C, taps, seed=2), normal(P, C, seed=3)
 
     x_twin, weight_twin, bias_twin = twin(x), twin(weight), twin(bias)
-    y_twin = F.silu(causal_conv(x_twin, weight_twin[:, :, None], bias_twin, documents))
+    y_twin = conv_silu_reference(x_twin, weight_twin, bias_twin, documents)
     (y_twin * d_y.double()).sum().backward()
 
-    y = conv.conv_silu(x, weight, bias, documents)
+    y = conv_silu(x, weight, bias, documents)
     assert y.is_contiguous()
     assert_near(y, y_twin, dtype)
     weight_parts, bias_parts, zeroed = Parts(P, C * taps), Parts(P, C), d_x_buffer[..., 16 + C : 16 + C + 5]
-    conv_backward.conv_silu_backward(d_y, x, weight, bias, documents, d_x, zeroed, weight_parts, bias_parts)
+    conv_silu_backward(d_y, x, weight, bias, documents, d_x, zeroed, weight_parts, bias_parts)
     d_weight, d_bias = weight_parts.sum().view(P, C, taps), bias_parts.sum()
     assert_near(d_x, x_twin.grad, dtype)
     assert_near(d_weight, weight_twin.grad, torch.float32)
@@ -57,7 +59,7 @@ def test_output_and_gradients(taps: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("T", [1, 3, 16, 35])
 def test_runs_blocks_and_documents_meet_anywhere(T: int, mean_length: float, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"CHANNELS": 4, "RUNS": (8,), "PROGRAMS": 1, "CHUNK": 4}.items():
-        monkeypatch.setattr(conv, name, value)
+        monkeypatch.setattr(forward, name, value)
     check(1, random_documents(1, T, mean_length, seed=T), 6, 4, torch.float32)
 
 
@@ -70,9 +72,9 @@ def test_a_dead_member_and_a_dead_row_stay_alone() -> None:
     x, d_y = normal(2, 2, 9, 8), normal(2, 2, 9, 8, seed=1)
     weight, bias, d_x = normal(2, 8, 4, seed=2), normal(2, 8, seed=3), torch.full_like(x, nan)
     x[1, 0, 3] = nan
-    y = conv.conv_silu(x, weight, bias, documents)
+    y = conv_silu(x, weight, bias, documents)
     weight_parts, bias_parts = Parts(2, 8 * 4), Parts(2, 8)
-    conv_backward.conv_silu_backward(d_y, x, weight, bias, documents, d_x, d_x[..., 8:], weight_parts, bias_parts)
+    conv_silu_backward(d_y, x, weight, bias, documents, d_x, d_x[..., 8:], weight_parts, bias_parts)
     for value in (y[0], y[1, 1], y[1, 0, :3], d_x[0], d_x[1, 1], weight_parts.sum()[0], bias_parts.sum()[0]):
         assert value.isfinite().all()
 

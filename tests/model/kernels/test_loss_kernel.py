@@ -7,30 +7,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 pytest.importorskip("triton")
-from mup_tune.model.kernels.loss import nll, nll_and_grad_
+from mup_tune.model.kernels.loss import nll, nll_and_grad_, nll_reference
 from mup_tune.trial import IGNORED_TARGET
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16]
-# relative error of a gradient row that is rounded once to the dtype; Triton's interpreter truncates to
-# bfloat16
+# relative error of a gradient row that is rounded once to the dtype; Triton's interpreter cuts bits off
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 4e-3 if DEVICE == "cuda" else 8e-3}
 
 
 def reference(logits_PNV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
     """Losses and gradients in float64, by autograd."""
     logits = logits_PNV.double().requires_grad_()
-    targets_PN = targets_N.expand(len(logits), -1)
-    nll_PN = cross_entropy(logits.transpose(1, 2), targets_PN, ignore_index=IGNORED_TARGET, reduction="none")
+    nll_PN = nll_reference(logits, targets_N)
     (grad,) = torch.autograd.grad(nll_PN.sum(), logits)
     return nll_PN.detach(), grad
 
 
 def draw(P: int, N: int, V: int, dtype: torch.dtype, seed: int, spread: float = 3.0) -> tuple[Tensor, Tensor]:
-    """Logits as a view in the row stride (what lies between the rows is NaN), and targets with some ignored."""
+    """Logits in rows of a wider buffer that is NaN between them, and targets with some ignored."""
     generator = torch.Generator(DEVICE).manual_seed(seed)
     wider = torch.full((P, N, V + 16), nan, dtype=dtype, device=DEVICE)
     logits_PNV = wider[:, :, :V]
@@ -98,7 +95,7 @@ def test_a_bad_logit_spoils_its_own_token_and_no_ignored_one(bad: float) -> None
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("V", "N"), [(32768, 4096), (65537, 512), (130048, 512), (261120, 512)])
+@pytest.mark.parametrize(("V", "N"), [(32768, 1024), (65537, 512), (130048, 256), (261120, 128)])
 def test_true_sizes(V: int, N: int, dtype: torch.dtype) -> None:
     check(*draw(2, N, V, dtype, seed=V))
 

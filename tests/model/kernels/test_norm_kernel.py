@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from near import DEVICE, DTYPES, Parts, assert_near, columns, nan_memory, normal, twin  # noqa: F401
 
 pytest.importorskip("triton")
-from mup_tune.model.kernels import norm
-from mup_tune.model.layers import rms_norm
+from mup_tune.model.kernels.norm import (
+    add_norm,
+    add_norm_backward,
+    add_norm_reference,
+    backward,
+    group_norm,
+    group_norm_backward,
+    group_norm_reference,
+)
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 FP32 = torch.float32
@@ -23,19 +30,19 @@ def check_add_norm(P: int, N: int, D: int, dtype: torch.dtype, with_branch: bool
     d_normed = normal(P, N, D, dtype=dtype, seed=4)
 
     residual_twin, weight_twin = twin(residual), twin(weight)
-    summed_twin = residual_twin if branch is None else residual_twin + branch.double()
-    normed_twin = rms_norm(summed_twin[:, None], weight_twin)[:, 0]
+    branch_twin = None if branch is None else branch.double()
+    summed_twin, normed_twin = add_norm_reference(residual_twin, branch_twin, weight_twin)
     scalar = (normed_twin * d_normed.double()).sum()
     scalar = scalar if d_summed is None else scalar + (summed_twin * d_summed.double()).sum()
     scalar.backward()
 
-    summed, normed, rstd = norm.add_norm(residual, branch, weight, dtype)
+    summed, normed, rstd = add_norm(residual, branch, weight, dtype)
     assert_near(summed, summed_twin, FP32)
     assert (summed is residual) == (branch is None)
     assert_near(normed, normed_twin, dtype)
     branch_dtype = dtype if with_branch else None
     parts = Parts(P, D)
-    d_in, d_branch = norm.add_norm_backward(d_summed, d_normed, summed, rstd, weight, branch_dtype, parts)
+    d_in, d_branch = add_norm_backward(d_summed, d_normed, summed, rstd, weight, branch_dtype, parts)
     assert_near(d_in, residual_twin.grad, FP32)
     assert_near(parts.sum(), weight_twin.grad, FP32)
     assert (d_branch is None) == (branch is None)
@@ -59,7 +66,7 @@ def test_any_size(P: int, N: int, D: int) -> None:
 
 @pytest.mark.parametrize("programs", [1, 3])
 def test_a_program_that_takes_several_tiles(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm, "BACKWARD_PROGRAMS", programs)
+    monkeypatch.setattr(backward, "PROGRAMS", programs)
     check_add_norm(1, 75, 250, FP32, True, True)
 
 
@@ -72,15 +79,15 @@ def test_groups_in_wider_buffers(dtype: torch.dtype, n_groups: int) -> None:
     out, out_buffer = columns(torch.full_like(y, nan), 0, 5)
     weight = 1 + normal(P, C, seed=2)
     y_twin, weight_twin = twin(y), twin(weight)
-    out_twin = rms_norm(y_twin[:, None], weight_twin, n_groups)[:, 0]
+    out_twin = group_norm_reference(y_twin, weight_twin, n_groups)
     (out_twin * d_out.double()).sum().backward()
 
-    rstd = norm.group_norm(y, weight, n_groups, out)
+    rstd = group_norm(y, weight, n_groups, out)
     assert rstd.shape == (P, N, n_groups)
     assert_near(out, out_twin, dtype)
     assert out_buffer[..., C:].isnan().all()
     parts = Parts(P, C)
-    d_y = norm.group_norm_backward(d_out, y, rstd, weight, n_groups, parts)
+    d_y = group_norm_backward(d_out, rstd, y, weight, n_groups, parts)
     assert d_y.is_contiguous()
     assert_near(d_y, y_twin.grad, dtype)
     assert_near(parts.sum(), weight_twin.grad, FP32)
@@ -90,9 +97,9 @@ def test_groups_in_wider_buffers(dtype: torch.dtype, n_groups: int) -> None:
 def test_a_dead_member_stays_alone() -> None:
     residual, weight = normal(3, 9, 40), torch.ones(3, 40, device=DEVICE)
     residual[1, 4, 7] = nan
-    _, normed, rstd = norm.add_norm(residual, None, weight, FP32)
+    _, normed, rstd = add_norm(residual, None, weight, FP32)
     parts = Parts(3, 40)
-    d_in, _ = norm.add_norm_backward(None, normed, residual, rstd, weight, None, parts)
+    d_in, _ = add_norm_backward(None, normed, residual, rstd, weight, None, parts)
     for value in (normed, d_in, parts.sum()):
         assert value[[0, 2]].isfinite().all()
         assert value[1].isnan().any()

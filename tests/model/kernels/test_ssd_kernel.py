@@ -1,4 +1,4 @@
-"""The fused scan equals the chunked PyTorch scan with softplus, skip and gate around it, in fp64, and its gradients."""
+"""The scan in kernels and its gradients equal the chunked PyTorch scan in float64."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from math import nan
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from near import DEVICE, columns, nan_memory  # noqa: F401
+from near import DEVICE, Parts, columns, nan_memory, twin  # noqa: F401
 from torch import Tensor
 
-from mup_tune.model.ssd import ssd as twin
-
 pytest.importorskip("triton")
-from mup_tune.model.kernels.ssd import ssd, ssd_backward
+from mup_tune.model.kernels.ssd import ssd, ssd_backward, ssd_reference
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 # Norm-wise relative distance allowed. bf16: weighted keys, mixing matrices and states are rounded (2^-9; cut
@@ -70,20 +67,8 @@ def inputs(size: Size, dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
 
 
 def expected(size: Size, values: dict[str, Tensor], documents_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    leaves = {name: values[name].clone().requires_grad_() for name in GRADIENTS}
-    dt = F.softplus(leaves["raw"] + leaves["dt_bias"][:, None, None])
-    x, B, C = torch.split(leaves["xBC"], [size.d_ssm, size.G * size.S, size.G * size.S], -1)
-    y = twin(
-        torch.unflatten(x, -1, (size.H, -1)),
-        dt,
-        -leaves["A_log"].exp(),
-        torch.unflatten(B, -1, (size.G, -1)),
-        torch.unflatten(C, -1, (size.G, -1)),
-        leaves["D"],
-        documents_BT,
-        32,
-    )
-    out = y.flatten(-2) * F.silu(leaves["z"])
+    leaves = {name: twin(values[name]) for name in GRADIENTS}
+    out = ssd_reference(*leaves.values(), size.H, size.G, size.S, documents_BT)
     out.backward(values["d_out"])
     return out.detach(), {name: leaf.grad for name, leaf in leaves.items()}
 
@@ -91,7 +76,7 @@ def expected(size: Size, values: dict[str, Tensor], documents_BT: Tensor) -> tup
 def fused(
     size: Size, values: dict[str, Tensor], documents_BT: Tensor, dtype: torch.dtype, finite: bool = True
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The kernels on views of wider buffers that are NaN beside them; every element of a result has to be written."""
+    """The kernels on views of buffers that are NaN beside them; every element of a result is written."""
 
     def wide(name: str, before: int, fill: float | None = None) -> tuple[Tensor, Tensor]:
         value = values[name].to(dtype)
@@ -108,12 +93,12 @@ def fused(
         documents_BT,
     )
     (out, *_), (d_z, *_), (d_raw, *_) = written = wide("z", 16, nan), wide("z", 0, nan), wide("raw", 1, nan)
-    saved = ssd(*arguments, out)
-    d_xBC, *rest = ssd_backward(wide("d_out", 2)[0], *arguments, saved, d_z, d_raw)
+    saved, parts = ssd(*arguments, out), [Parts(size.P, size.H) for _ in range(3)]
+    d_xBC = ssd_backward(wide("d_out", 2)[0], *saved, *arguments, d_raw, d_z, *parts)
     for view, buffer in written if finite else ():
         assert view.isfinite().all()
         assert buffer.isfinite().sum() == view.numel(), "written beside the view"
-    return out, dict(zip(GRADIENTS, (d_xBC, d_raw, d_z, *rest), strict=True))
+    return out, dict(zip(GRADIENTS, (d_xBC, d_raw, d_z, *(each.sum() for each in parts)), strict=True))
 
 
 def check(size: Size, documents_BT: Tensor, dtype: torch.dtype, seed: int = 0, faster: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""Simulated training: a landscape over log2 of the axes, seed offsets that pairing must remove, noise, divergence."""
+"""Simulated training: a landscape over log2 of the axes, seed offsets, noise, divergence."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from math import log2
 
 import numpy as np
+from mup_tune.report.words import headline
 
-from mup_tune.search.stage import Conclusion, Context, Known, Stage, State
+from mup_tune.findings import Finding, State
+from mup_tune.search.rehearsal import Rehearsed
+from mup_tune.search.stage import Conclusion, Context, Known, Stage
 from mup_tune.settings import Settings, untuned
 from mup_tune.shape import Shape
 from mup_tune.trial import Budget, Trial, TrialResult
@@ -94,9 +97,10 @@ def drive(
     incumbent: Settings = START,
     references: Mapping[str, Settings] | None = None,
     known: Known | None = None,
+    sensitivity: Mapping[str, float] | None = None,
 ) -> Driven:
     """Train all a stage wants, one barrier after another, and hold it to its contract on the way."""
-    state = State(incumbent, references or {})
+    state = State(incumbent, references or {}, sensitivity or {})
     rows, before, rounds = dict(known or {}), list[str](), 0
     while True:
         wanted = stage.propose(context, state, rows)
@@ -108,3 +112,17 @@ def drive(
             return Driven(stage.conclude(context, state, rows), rows, rounds)
         rows |= {trial.hash: landscape.row(trial) for trial in missing}
         before, rounds = hashes, rounds + 1
+
+
+def counts(stage: Stage, context: Context, state: State) -> tuple[int, int]:
+    """(trials if nothing surprises, trials at the very most) of a stage that is entered with ``state``."""
+    asked = Rehearsed(context)
+    stage.walk(asked, state)
+    expected = stage.expected(len(asked.trials), context, state)
+    return expected, stage.most(expected, context, state)
+
+
+def title(finding: Finding) -> str:
+    """The headline of a finding, "" where it has none."""
+    found = headline(finding)
+    return found.title if found else ""

@@ -1,4 +1,4 @@
-"""The ``baselines`` stage: each reference is what its name says, the incumbent stays, FLOPs decide the search."""
+"""The ``baselines`` stage: each reference is what its name says, and the incumbent stays."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from math import log2
 
 import numpy as np
 import pytest
-from landscapes import AXES, START, Landscape, bowl, context, drive
+from landscapes import AXES, START, Landscape, bowl, context, counts, drive
+from mup_tune.report.words import summary
 from pydantic import ValidationError
 
-from mup_tune.search.stage import State
-from mup_tune.search.stages import Baselines, Confirm, ElrEwd
+from mup_tune.findings import State
+from mup_tune.search.stages.baselines import Baselines
+from mup_tune.search.stages.confirm import Confirm
+from mup_tune.search.stages.elr_ewd import ElrEwd
 from mup_tune.settings import falcon_h1_published, untuned
 
 LAND = Landscape(bowl({"elr": 1.0, "key": 0.5}))
@@ -25,7 +28,7 @@ def test_each_reference_is_what_its_name_says():
     state, finding = driven.conclusion.state, driven.conclusion.finding
     assert state.incumbent == finding.after == INCUMBENT
     assert not finding.on_path
-    assert tuple(state.references) == stage.provides == EVERY
+    assert tuple(state.references) == EVERY
     assert state.references["untuned"] == untuned(context().shape)
     assert state.references["falcon-h1-published"] == falcon_h1_published()
     alone = drive(ElrEwd(settings="untuned", reference="alone", incumbent=False), LAND, context())
@@ -42,7 +45,7 @@ def test_each_reference_is_what_its_name_says():
 def test_random_search_is_the_best_of_its_candidates_on_one_seed():
     stage = Baselines(include=["random search"], trials=30, radius=1.5)
     driven = drive(stage, LAND, context())
-    (search,) = driven.conclusion.finding.searches
+    search = driven.conclusion.finding.result.random.search
     assert len(driven.known) == len(search.candidates) == 30
     assert {row.trial.seed for row in driven.known.values()} == {0}
     assert set(search.axes) == set(AXES) - {"ewd"}
@@ -62,25 +65,25 @@ def test_as_many_candidates_as_the_flops_buy(flops, trials, wanted):
     stage, state = Baselines(include=["random search"], trials=trials), State(INCUMBENT, flops=flops * TRIAL)
     proposed = stage.propose(context(), state, {})
     assert len(proposed) == wanted
-    assert stage.counts(context(), state) == (wanted, wanted)
+    assert counts(stage, context(), state) == (wanted, wanted)
     if trials is None:
         assert sum(trial.flops for trial in proposed) <= max(flops, 2) * TRIAL * (1 + 1e-9)
 
 
 def test_counts_hold_for_all():
     stage = Baselines(include=EVERY, trials=6)
-    expected, most = stage.counts(context(), State(START))
+    expected, most = counts(stage, context(), State(START))
     assert expected <= len(drive(stage, LAND, context()).known) <= most
 
 
 def test_says_where_there_was_nothing_to_match_and_where_all_diverged():
     driven = drive(Baselines(include=["random search"]), LAND, context())
-    assert "no earlier stage has searched" in driven.conclusion.finding.summary[0]
+    assert "no earlier stage has searched" in summary(driven.conclusion.finding)[0]
     lost = Landscape(bowl({}), diverges=lambda at, seed: True)
     driven = drive(Baselines(include=["random search"], trials=4), lost, context())
     found = driven.conclusion.state.references["random search"]
     assert found.content_hash() == START.content_hash()
-    assert "untuned stands in" in driven.conclusion.finding.summary[0]
+    assert "untuned stands in" in summary(driven.conclusion.finding)[0]
 
 
 def test_wrong_fields():

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from landscapes import SHAPE, START, context, drive
+from mup_tune.report.words import summary
 from pydantic import ValidationError
 
 from mup_tune.errors import UserError
-from mup_tune.search.stage import State
+from mup_tune.findings import State
 from mup_tune.search.stages.basin import BasinCheck, drift, judged
-from mup_tune.stats import Estimate
+from mup_tune.stats import Interval
 from mup_tune.trial import Trial, TrialResult
 
 WIDTHS = (32, 64, 128)
@@ -61,7 +62,7 @@ def still_or_one_a_doubling(trial: Trial) -> float:
 def check(family: Family, seeds: int = 3, **fields):
     driven = drive(BasinCheck(**{"widths": WIDTHS, **fields}), family, context(seeds))
     finding = driven.conclusion.finding
-    return {basin.param: basin for basin in finding.basins}, finding, driven
+    return {basin.param: basin for basin in finding.result.basins}, finding, driven
 
 
 def test_no_drift_passes_and_one_step_a_doubling_fails():
@@ -79,7 +80,7 @@ def test_no_drift_passes_and_one_step_a_doubling_fails():
     assert sp.sizes[2].regret.low < 0.12 < sp.sizes[2].regret.high
     assert sp.sizes[2].regret.value == pytest.approx(0.12, rel=0.25)
     assert 0 <= mup.sizes[2].regret.low <= mup.sizes[2].regret.value < 0.005
-    text = " ".join(finding.summary)
+    text = " ".join(summary(finding))
     assert "mup: pass" in text
     assert "sp: fail" in text
     assert "same 20,480,000 tokens (20,000 steps)" in text
@@ -95,12 +96,12 @@ def test_noise_and_one_seed_without_a_fit_are_inconclusive():
 
 
 def test_a_verdict_needs_the_whole_interval():
-    assert judged(Estimate(0.1, -0.2, 0.49)) == "pass"
-    assert judged(Estimate(0.1, -0.2, 0.51)) == "inconclusive"
-    assert judged(Estimate(0.9, 0.49, 1.3)) == "inconclusive"
-    assert judged(Estimate(0.9, 0.51, 1.3)) == "fail"
-    assert judged(Estimate(-0.9, -1.3, -0.51)) == "fail"
-    assert judged(Estimate(0.0, -0.6, 0.6)) == "inconclusive"
+    assert judged(Interval(0.1, -0.2, 0.49)) == "pass"
+    assert judged(Interval(0.1, -0.2, 0.51)) == "inconclusive"
+    assert judged(Interval(0.9, 0.49, 1.3)) == "inconclusive"
+    assert judged(Interval(0.9, 0.51, 1.3)) == "fail"
+    assert judged(Interval(-0.9, -1.3, -0.51)) == "fail"
+    assert judged(Interval(0.0, -0.6, 0.6)) == "inconclusive"
 
 
 @pytest.mark.parametrize("noise", [0.003, 0.015])
@@ -118,8 +119,8 @@ def test_the_drifts_interval_covers_at_three_seeds(noise: float):
 
 @given(st.lists(st.floats(0.01, 2), min_size=4, max_size=4), st.floats(-2, 2), st.floats(-2, 2))
 def test_drift_is_antisymmetric_and_wider_than_either_side(widths: list[float], here: float, there: float):
-    a = Estimate(here, here - widths[0], here + widths[1])
-    b = Estimate(there, there - widths[2], there + widths[3])
+    a = Interval(here, here - widths[0], here + widths[1])
+    b = Interval(there, there - widths[2], there + widths[3])
     found, back = drift(a, b), drift(b, a)
     assert found.value == -back.value
     assert (found.low, found.high) == pytest.approx((-back.high, -back.low))
@@ -136,7 +137,7 @@ def test_an_edge_extends_that_sizes_grid_alone_and_an_optimum_beyond_is_inconclu
     assert basins["sp"].verdict == "fail"
     gone, _, _ = check(Family(lambda trial: -9.0 if is_sp(trial) and doublings(trial) == 2 else 0.0))
     assert gone["sp"].verdict == "inconclusive"
-    assert "at d128 the best point is still at the edge of the grid after 2 extensions" in gone["sp"].why
+    assert (gone["sp"].sizes[-1].no_optimum, gone["sp"].sizes[-1].extended) == ("edge", 2)
     assert gone["sp"].sizes[2].drift is None
     # The cost of the small size's optimum is still measured, against the best trained point.
     assert gone["sp"].sizes[2].regret.value == pytest.approx(0.03 * (81 - 25), rel=0.1)
@@ -157,9 +158,9 @@ def test_where_the_largest_size_always_diverges_nothing_is_claimed():
     family = Family(lambda trial: 0.0, cliff=lambda trial: -9.0 if doublings(trial) == 2 else 99.0)
     basins, finding, _ = check(family)
     assert basins["mup"].verdict == "inconclusive"
-    assert "at d128 every point diverged" in basins["mup"].why
+    assert basins["mup"].sizes[-1].no_optimum == "every point diverged"
     assert basins["mup"].sizes[2].best is None
-    assert "d128 diverged and diverged" in finding.summary[-1]
+    assert "d128 diverged and diverged" in summary(finding)[-1]
 
 
 def test_absolute_losses_show_a_parametrisation_that_transfers_and_trains_worse():
@@ -168,13 +169,13 @@ def test_absolute_losses_show_a_parametrisation_that_transfers_and_trains_worse(
 
     basins, finding, _ = check(Family(still_or_one_a_doubling, floor=worse), widths=(64, 128))
     assert basins["mup"].verdict == "pass"
-    assert "mup trains worse than sp at every size" in finding.summary[-1]
-    assert [each.verdict for each in finding.comparisons] == ["worse", "worse"]
+    assert "mup trains worse than sp at every size" in summary(finding)[-1]
+    assert [each.outcome for each in finding.comparisons] == ["worse", "worse"]
     gain = finding.comparisons[1].gain
     assert gain.low < -0.1 < gain.high
     # At the base Shape untuned mup is sp: one model, no gain, and no size that counts.
     _, finding, _ = check(Family(still_or_one_a_doubling, floor=worse))
-    assert "mup trains worse than sp at every size where the two differ" in finding.summary[-1]
+    assert "mup trains worse than sp at every size where the two differ" in summary(finding)[-1]
     assert finding.comparisons[0].gain is None
     assert (finding.comparisons[1].candidate, finding.comparisons[1].reference) == ("mup at d64", "sp at d64")
 

@@ -6,14 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from landscapes import AXES, SHAPE, START, Landscape, bowl, budget, context, drive
+from landscapes import SHAPE, START, Landscape, bowl, budget, context, counts, drive
+from mup_tune.report.words import summary
 from pydantic import ValidationError
 
 from mup_tune.errors import UserError
+from mup_tune.findings import State
 from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.search.plan import load_plan
-from mup_tune.search.stage import Context, State
-from mup_tune.search.stages import Joint
+from mup_tune.search.stage import Context
+from mup_tune.search.stages.joint import Joint
 from mup_tune.settings import untuned
 
 THREE = ["key", "mlp_down", "elr"]
@@ -29,9 +31,9 @@ def test_moves_on_a_real_landscape(sampler):
     assert left < 0.4 * REAL(dict.fromkeys(THREE, 0.0))
     assert driven.conclusion.state.incumbent == finding.after
     assert [axis.decision for axis in finding.axes] == ["moved"] * 3
-    assert [each.verdict for each in finding.comparisons].count("taken") == 1
+    assert finding.result.taken is finding.result.finalists[0]
     assert driven.rounds == 4  # three rounds of candidates, the finalists
-    (search,) = finding.searches
+    search = finding.result.search
     means = [np.mean(list(each.losses.values())) for each in search.candidates]
     assert search.best == int(np.argmin(means))
     assert [each.round for each in search.candidates] == [1] * 8 + [2] * 8 + [3] * 8
@@ -40,7 +42,7 @@ def test_moves_on_a_real_landscape(sampler):
 def test_later_rounds_use_what_the_earlier_ones_found():
     def third_round(sampler, draw):
         driven = drive(Joint(axes=THREE, sampler=sampler), Landscape(REAL, draw=draw), context(seeds=2))
-        (search,) = driven.conclusion.finding.searches
+        search = driven.conclusion.finding.result.search
         return np.mean([REAL(each.offsets) for each in search.candidates[16:]])
 
     ratios = [third_round("tpe", draw) / third_round("random", draw) for draw in range(12)]
@@ -70,7 +72,7 @@ def test_candidates_share_seeds_and_the_finalists_have_their_own():
 def test_counts_are_exact(fields):
     stage = Joint(axes=THREE, **fields)
     driven = drive(stage, Landscape(REAL), context())
-    assert stage.counts(context(), State(START)) == (len(driven.known),) * 2
+    assert counts(stage, context(), State(START)) == (len(driven.known),) * 2
 
 
 def test_known_rows_replay_to_the_same_end():
@@ -84,12 +86,12 @@ def test_known_rows_replay_to_the_same_end():
     assert drive(stage, Landscape(REAL), at, known=some).conclusion == driven.conclusion
 
 
-def searched(stage, sensitivity, shape=SHAPE, flops=1e12):
-    """The axes in which candidates of the first round leave the incumbent."""
-    start = untuned(shape)
-    wanted = stage.propose(Context(shape, budget(), (0, 1)), State(start, sensitivity=sensitivity, flops=flops), {})
-    moved = [axis for trial in wanted for axis in AXES if trial.settings.value(axis) != start.value(axis)]
-    return tuple(axis for axis in ("elr", *MULTIPLIER_NAMES) if axis in moved)
+def searched(stage, sensitivity, shape=SHAPE):
+    """The axes that a search goes over."""
+    at, start = Context(shape, budget(), (0, 1)), untuned(shape)
+    landscape = Landscape(lambda _: 0.0)
+    search = drive(stage, landscape, at, start, sensitivity=sensitivity).conclusion.finding.result.search
+    return search.axes
 
 
 def test_top_takes_the_most_sensitive():
@@ -106,7 +108,7 @@ def test_without_any_curvature_nothing_is_trained():
     assert stage.propose(context(), state, {}) == []
     conclusion = stage.conclude(context(), state, {})
     assert conclusion.state == state
-    assert "nothing to search" in conclusion.finding.summary[0]
+    assert "nothing to search" in summary(conclusion.finding)[0]
 
 
 def test_all_axes_are_elr_and_what_acts():
@@ -125,12 +127,12 @@ def test_divergence_is_no_candidate():
     nowhere = Landscape(REAL, diverges=lambda at, seed: any(at.values()))
     driven = drive(Joint(axes=THREE), nowhere, context())
     assert driven.moved == {}
-    assert driven.conclusion.finding.searches[0].best is None
-    assert "every candidate diverged" in driven.conclusion.finding.summary[-1]
+    assert driven.conclusion.finding.result.search.best is None
+    assert "every candidate diverged" in summary(driven.conclusion.finding)[-1]
     centre = Landscape(REAL, diverges=lambda at, seed: not any(at.values()))
     driven = drive(Joint(axes=THREE), centre, context())
     assert driven.moved == {}
-    assert "a seed diverged here or at the incumbent" in driven.conclusion.finding.summary[-2]
+    assert "a seed diverged here or at the incumbent" in summary(driven.conclusion.finding)[-2]
 
 
 @pytest.mark.parametrize(

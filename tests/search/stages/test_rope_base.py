@@ -1,4 +1,4 @@
-"""The ``rope_base`` stage on simulated landscapes: plateaus that start at some base, none, divergence, bad input."""
+"""The ``rope_base`` stage on simulated landscapes: plateaus, none, divergence, bad input."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from landscapes import SHAPE, START, budget, drive
+from landscapes import SHAPE, START, budget, counts, drive, title
+from mup_tune.report.words import summary, why
 from pydantic import ValidationError
 
 from mup_tune.errors import UserError
-from mup_tune.findings import Finding
+from mup_tune.findings import Finding, State
 from mup_tune.search.plan import load_plan
-from mup_tune.search.stage import Context, State
+from mup_tune.search.stage import Context
 from mup_tune.search.stages.rope_base import RopeBase
 from mup_tune.settings import Settings
 from mup_tune.trial import Trial, TrialResult
@@ -33,7 +34,7 @@ def plateau(start: float, slope: float = 0.004) -> Callable[[float, int], float]
 
 @dataclass(frozen=True)
 class Lengths:
-    """``loss`` sees log10 of the base and the multiple of the training length; ``lost`` names bases that diverge."""
+    """``loss`` sees log10 of the base and the multiple of the length; ``lost`` names bases that diverge."""
 
     loss: Callable[[float, int], float] = lambda decade, factor: 0.0
     noise: float = 0.002
@@ -89,19 +90,19 @@ def test_an_ordinary_base_moves_to_the_plateau():
 
 def test_what_the_lengths_say():
     finding = check(Lengths(plateau(10.0)), incumbent=1e4)
-    assert [(each.factor, each.seq_len) for each in finding.lengths] == [(1, 128), (2, 256), (4, 512), (8, 1024)]
-    text = " ".join(finding.summary)
+    assert [(each.factor, each.seq_len) for each in finding.result.lengths] == [(1, 128), (2, 256), (4, 512), (8, 1024)]
+    text = " ".join(summary(finding))
     assert "no parabola is fitted" in text
-    same = next(each for each in finding.summary if each.startswith("Not told apart"))
+    same = next(each for each in summary(finding) if each.startswith("Not told apart"))
     plain = {"1e10", "1e11", "1e12", "1e14"}
     assert plain == set(same.split("best base, ")[1].rstrip(".").replace(":", ",").split(", "))
     assert "Loss of the worst base, 1e4: 1x " in text
     # The gap is −0.06 on the plateau; an ordinary base loses 0.004 · 6 · 3 more on the way to 8x.
-    gap = finding.summary[-1]
+    gap = summary(finding)[-1]
     assert gap.startswith("Loss at 8x − loss at 1x")
     assert "+0.01" in gap.split(" at the incumbent's base, 1e4")[0]
     assert "-0.06" in gap.split(" at the incumbent's base, 1e4")[1]
-    mean = {seed: np.mean([each.points[2].losses[seed] for each in finding.lengths]) for seed in (0, 1, 2)}
+    mean = {seed: np.mean([each.points[2].losses[seed] for each in finding.result.lengths]) for seed in (0, 1, 2)}
     assert finding.axes[0].points[2].losses == pytest.approx(mean)
 
 
@@ -109,34 +110,32 @@ def test_on_the_plateau_the_incumbent_stays():
     finding = check(Lengths(plateau(10.0)))
     assert finding.axes[0].decision in ("flat", "kept")
     assert finding.after == finding.before == at(1e11)
-    assert "1e4" not in next(each for each in finding.summary if each.startswith("Not told apart"))
-    assert "at the base kept, 1e11" in finding.summary[-1]
-    assert "1e11 kept" in finding.headline
+    assert "1e4" not in next(each for each in summary(finding) if each.startswith("Not told apart"))
+    assert "at the base kept, 1e11" in summary(finding)[-1]
+    assert "1e11 kept" in title(finding)
 
 
 def test_without_a_plateau_the_end_of_the_range_is_named():
     falling = check(Lengths(plateau(20.0)))
     assert (falling.axes[0].decision, falling.after.rope_base) == ("edge", 1e14)
-    assert "the largest base trained, the optimum may lie beyond" in falling.summary[0]
-    assert "told apart from every other one" in " ".join(falling.summary)
+    assert "the largest base trained, the optimum may lie beyond" in summary(falling)[0]
+    assert "told apart from every other one" in " ".join(summary(falling))
     stays = check(Lengths(plateau(20.0)), incumbent=1e16)
     assert (stays.axes[0].decision, stays.after) == ("edge", stays.before)
     assert len(stays.axes[0].points) == 8
     rising = check(Lengths(lambda decade, factor: 0.004 * decade))
     assert (rising.axes[0].decision, rising.after.rope_base) == ("edge", 1e4)
-    assert "smallest" in rising.axes[0].why
+    assert "smallest" in why(rising, rising.axes[0])
     inside = check(Lengths(lambda decade, factor: 0.004 * abs(decade - 8)))
     assert (inside.axes[0].decision, inside.after.rope_base) == ("moved", 1e8)
 
 
 def test_a_landscape_without_a_slope_has_no_edge():
     level = [check(Lengths(draw=draw), incumbent=1e16, values=(1e4, 1e11)) for draw in range(10)]
-    same = [each for each in level if "Not told apart" in each.summary[2] and each.summary[2].count(",") == 2]
+    same = [each for each in level if "Not told apart" in summary(each)[2] and summary(each)[2].count(",") == 2]
     assert len(same) > 5
     assert {each.axes[0].decision for each in same} == {"kept", "flat"}
-    assert {each.headline for each in same} == {
-        "RoPE base 1e16 kept: no other base of 1e4 … 1e16 is shown to be better"
-    }
+    assert {title(each) for each in same} == {"RoPE base 1e16 kept: no other base of 1e4 … 1e16 is shown to be better"}
 
 
 def test_a_base_that_helps_only_longer_texts_is_taken():
@@ -150,14 +149,14 @@ def asked() -> list[Trial]:
 
 
 def test_a_flat_landscape_moves_nothing_and_the_best_is_in_its_set(asked: list[Trial]):
-    """Bonferroni holds its 5 % over 200 draws (18 is the 99.5 % quantile), and the set of possible bests covers."""
+    """Bonferroni holds its 5 % over 200 draws (18 is the 99.5 % quantile), and the set covers."""
     moved, missed = 0, 0
     for draw in range(200):
         flat = Lengths(draw=draw)
         rows = {trial.hash: flat.row(trial) for trial in asked}
         finding = RopeBase().conclude(context(), State(at(1e11)), rows).finding
         moved += finding.after != finding.before
-        same = [each for each in finding.summary if each.startswith("Not told apart")]
+        same = [each for each in summary(finding) if each.startswith("Not told apart")]
         missed += not same or ("1e8" not in same[0])  # any fixed base is a true best here
     assert moved <= 18
     assert missed <= 18
@@ -175,17 +174,17 @@ def test_one_base_that_diverges_is_no_choice_and_widens_nothing():
     assert finding.after.rope_base in (1e10, 1e11, 1e14)
     assert finding.axes[0].points[5].losses[1] is None
     assert finding.axes[0].points[5].losses[0] is not None
-    assert all(each.points[5].losses[1] is None for each in finding.lengths)
-    assert "not to be chosen: 1e12." in " ".join(finding.summary)
+    assert all(each.points[5].losses[1] is None for each in finding.result.lengths)
+    assert "not to be chosen: 1e12." in " ".join(summary(finding))
 
 
 def test_an_incumbent_or_all_that_diverge_are_kept():
     lost = check(Lengths(lost=(1e11,)))
     assert (lost.axes[0].decision, lost.after) == ("kept", lost.before)
-    assert "nothing to compare with" in lost.headline
+    assert "nothing to compare with" in title(lost)
     gone = check(Lengths(lost=VALUES))
     assert (gone.axes[0].decision, gone.axes[0].gain) == ("kept", None)
-    assert "every base diverged" in gone.headline
+    assert "every base diverged" in title(gone)
 
 
 def test_a_loss_that_is_no_number_at_one_length_counts_as_diverged(asked: list[Trial]):
@@ -193,8 +192,8 @@ def test_a_loss_that_is_no_number_at_one_length_counts_as_diverged(asked: list[T
     one = next(trial for trial in asked if trial.settings.rope_base == 1e4)
     rows[one.hash].metrics["loss_x8"] = float("inf")
     finding = RopeBase().conclude(context(), State(at(1e11)), rows).finding
-    assert finding.lengths[3].points[0].losses[0] is None
-    assert finding.lengths[0].points[0].losses[0] is not None
+    assert finding.result.lengths[3].points[0].losses[0] is None
+    assert finding.result.lengths[0].points[0].losses[0] is not None
     assert finding.axes[0].points[0].losses[0] is None
 
 
@@ -208,7 +207,7 @@ def test_a_missing_metric_is_named(asked: list[Trial]):
 def test_one_seed_moves_nothing():
     finding = check(Lengths(plateau(10.0)), incumbent=1e4, seeds=1)
     assert finding.axes[0].decision == "flat"
-    assert "one seed cannot tell" in finding.summary[0]
+    assert "one seed cannot tell" in summary(finding)[0]
     assert finding.sigma_delta is None
 
 
@@ -223,7 +222,7 @@ def test_counts_are_exact_and_all_trials_share_shape_and_budget(values: list[flo
     stage, state = RopeBase(values=tuple(values), n_seeds=n_seeds, lengths=(1, 4)), State(at(incumbent))
     trials = stage.propose(context(), state, {})
     bases = sorted({*values, incumbent})
-    assert stage.counts(context(), state) == (len(trials), len(trials)) == (len(bases) * n_seeds,) * 2
+    assert counts(stage, context(), state) == (len(trials), len(trials)) == (len(bases) * n_seeds,) * 2
     assert [trial.settings.rope_base for trial in trials[::n_seeds]] == bases
     assert {trial.budget for trial in trials} == {BUDGET.model_copy(update={"val_lengths": (1, 4)})}
     assert {trial.shape for trial in trials} == {SHAPE}
@@ -231,8 +230,8 @@ def test_counts_are_exact_and_all_trials_share_shape_and_budget(values: list[flo
 
 def test_only_the_training_length_may_be_asked_for():
     finding = check(Lengths(plateau(10.0)), lengths=(1,))
-    assert len(finding.lengths) == 1
-    assert not any("loss at 1x, on" in each for each in finding.summary)
+    assert len(finding.result.lengths) == 1
+    assert not any("loss at 1x, on" in each for each in summary(finding))
 
 
 @pytest.mark.parametrize(

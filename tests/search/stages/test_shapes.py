@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from landscapes import START, context, drive
+from landscapes import START, context, counts, drive, title
 from pydantic import ValidationError
 
 from mup_tune import stats
 from mup_tune.channels import Ratio
 from mup_tune.errors import UserError
 from mup_tune.files import parse_yaml
+from mup_tune.findings import State
+from mup_tune.report.words import summary
 from mup_tune.search.plan import load_plan
-from mup_tune.search.stage import State
+from mup_tune.search.shape_comparison import front, ranked
 from mup_tune.search.stages.channels import Channels
-from mup_tune.search.stages.shapes import front, ranked
 from mup_tune.search.stages.width_depth import WidthDepth
 from mup_tune.settings import untuned
 from mup_tune.shape import Shape, load_shape
@@ -33,7 +34,7 @@ RATIOS = ("2:1:5", "2:2:4", "1:1:6", "3:1:4")
 
 @dataclass(frozen=True)
 class Shapes:
-    """A bowl in log2 ELR at every Shape. ``noise`` is per trial, ``draws`` what a Shape's own init adds to a seed."""
+    """A bowl in log2 ELR at every Shape. ``noise`` is per trial, ``draws`` what a Shape's init adds."""
 
     floor: Callable[[Shape], float] = lambda shape: 0.0
     optimum: Callable[[Shape], float] = lambda shape: 0.0
@@ -69,7 +70,7 @@ def compare(landscape: Shapes, seeds: int = 4, proxy: Shape = PROXY, stage=None,
     finding = driven.conclusion.finding
     assert driven.conclusion.state == State(incumbent)
     assert (finding.before, finding.after, finding.on_path) == (incumbent, incumbent, False)
-    return {point.label: point for point in finding.shapes}, finding, driven
+    return {point.label: point for point in finding.result.points}, finding, driven
 
 
 def test_the_best_ratio_is_found_with_its_gain_over_the_proxy():
@@ -85,8 +86,8 @@ def test_the_best_ratio_is_found_with_its_gain_over_the_proxy():
         assert gain.low > 0
         assert gain.high < 0.03
     # The three with the least attention are alike, and the text says so.
-    assert finding.headline.startswith("No channel ratio stands out: 2 of 4 others cannot be told from the best")
-    within = next(line for line in finding.summary if line.startswith("Within noise"))
+    assert title(finding).startswith("No channel ratio stands out: 2 of 4 others cannot be told from the best")
+    within = next(line for line in summary(finding) if line.startswith("Within noise"))
     assert "2:2:4" not in within
 
 
@@ -95,19 +96,19 @@ def test_one_clear_winner_makes_the_headline():
     lead = 1e3 * (
         np.mean(list(points["2:1:5 (SA_M)"].losses.values())) - np.mean(list(points["1:1:6 (SA_M)"].losses.values()))
     )
-    assert finding.headline == (
+    assert title(finding) == (
         "SSM:attention:MLP 1:1:6 (SA_M) trains best at equal parameters: "
         f"{lead:.1f} mnat/token below 2:1:5 (SA_M), the next"
     )
-    assert any("Within noise of it" in line and line.endswith(": none.") for line in finding.summary)
+    assert any("Within noise of it" in line and line.endswith(": none.") for line in summary(finding))
 
 
 def test_the_proxy_is_trained_once_where_its_own_ratio_is_named():
     points, finding, driven = compare(Shapes(), block_orders=["SA_M", "SAM", "S_A_M"])
-    assert len(finding.shapes) == 12
+    assert len(finding.result.points) == 12
     assert len({trial.shape.content_hash() for trial in (row.trial for row in driven.known.values())}) == 12
-    assert finding.shapes[0].shape == PROXY
-    assert [point.shape.block_order for point in finding.shapes[:3]] == ["SA_M", "SAM", "S_A_M"]
+    assert finding.result.points[0].shape == PROXY
+    assert [point.shape.block_order for point in finding.result.points[:3]] == ["SA_M", "SAM", "S_A_M"]
     assert all(point.channels in RATIOS for point in points.values())
 
 
@@ -120,7 +121,7 @@ def test_a_proxy_without_exact_eighths_takes_part_as_proxy():
     proxy = PROXY.model_copy(update={"d_ff": 144, "d_ssm": 80})
     points, finding, _ = compare(Shapes(), proxy=proxy)
     assert next(iter(points)) == "proxy (SA_M)"
-    assert finding.shapes[0].channels == ""
+    assert finding.result.points[0].channels == ""
     assert len(points) == len(RATIOS) + 1
 
 
@@ -129,13 +130,13 @@ def test_only_the_shape_at_its_edge_extends_and_only_as_often_as_allowed():
     for extend, best, edge in ((0, 0.5, True), (1, 1.0, True), (2, 1.5, True), (4, 1.5, False)):
         stage = Channels(ratios=RATIOS, extend=extend)
         points, finding, driven = compare(far, stage=stage)
-        first, most = stage.counts(context(4, shape=PROXY), State(untuned(PROXY)))
+        first, most = counts(stage, context(4, shape=PROXY), State(untuned(PROXY)))
         point = points["2:2:4 (SA_M)"]
         assert (point.elr_offset, point.at_edge) == (best, edge)
         assert all(not other.at_edge and other.elr_offset == 0 for other in points.values() if other is not point)
         assert len(driven.known) - first == 4 * min(extend, 3)  # 1.0, 1.5, and 2.0 where 1.5 was still the edge
         assert len(driven.known) <= most == first + extend * 4 * 4
-        assert any("edge of the ELR grid" in line and "2:2:4" in line for line in finding.summary) == edge
+        assert any("edge of the ELR grid" in line and "2:2:4" in line for line in summary(finding)) == edge
 
 
 def test_elr_alone_at_its_centre_asks_for_no_more_and_says_so():
@@ -143,9 +144,9 @@ def test_elr_alone_at_its_centre_asks_for_no_more_and_says_so():
     points, finding, driven = compare(Shapes(optimum=lambda shape: 2.0), stage=stage)
     assert driven.rounds == 1
     assert len(driven.known) == 16
-    assert stage.counts(context(4, shape=PROXY), State(untuned(PROXY))) == (16, 16)
+    assert counts(stage, context(4, shape=PROXY), State(untuned(PROXY))) == (16, 16)
     assert not any(point.at_edge for point in points.values())
-    assert any("ELR was not re-tuned" in line for line in finding.summary)
+    assert any("ELR was not re-tuned" in line for line in summary(finding))
 
 
 def test_a_shape_that_diverges_goes_down_the_grid_and_is_kept():
@@ -158,7 +159,7 @@ def test_a_shape_that_diverges_goes_down_the_grid_and_is_kept():
         log2(row.trial.settings.elr / START.elr) for row in driven.known.values() if attention(row.trial.shape) == 2
     }
     assert min(tried) == pytest.approx(-1.0)
-    assert any(line.startswith("Diverged") and "2:2:4" in line for line in finding.summary)
+    assert any(line.startswith("Diverged") and "2:2:4" in line for line in summary(finding))
     # A Shape that needs a lower ELR to train at all finds it.
     points, _, _ = compare(Shapes(diverges=lambda trial, x: attention(trial.shape) == 2 and x > -0.9))
     assert points["2:2:4 (SA_M)"].elr_offset == -1.0
@@ -168,17 +169,17 @@ def test_a_shape_that_diverges_goes_down_the_grid_and_is_kept():
 def test_a_diverged_proxy_leaves_no_gain_and_a_dead_field_no_winner():
     points, finding, _ = compare(Shapes(diverges=lambda trial, x: trial.shape == PROXY))
     assert all(point.gain is None for point in points.values())
-    assert "stands out" in finding.headline or "trains best" in finding.headline
+    assert "stands out" in title(finding) or "trains best" in title(finding)
     _, finding, _ = compare(Shapes(diverges=lambda trial, x: True))
-    assert finding.headline == "Nothing to compare: all 4 Shapes diverged"
+    assert title(finding) == "Nothing to compare: all 4 Shapes diverged"
     _, finding, _ = compare(Shapes(diverges=lambda trial, x: trial.shape != PROXY))
-    assert finding.headline == "SSM:attention:MLP 2:1:5 (SA_M) is the only one of 4 Shapes that trained"
+    assert title(finding) == "SSM:attention:MLP 2:1:5 (SA_M) is the only one of 4 Shapes that trained"
 
 
 def test_one_seed_tells_nothing_between_shapes():
     points, finding, _ = compare(Shapes(floor=lambda shape: 0.1 * attention(shape)), seeds=1)
     assert all(point.gain is None for point in points.values())
-    assert "one seed cannot tell" in finding.headline
+    assert "one seed cannot tell" in title(finding)
     assert finding.sigma_delta is None
 
 
@@ -193,7 +194,7 @@ def test_speed_is_the_packs_and_unequal_packs_are_told():
     assert points["2:2:4 (SA_M)"].tokens_per_s == pytest.approx(5000)
     assert (points["2:2:4 (SA_M)"].members, points["2:1:5 (SA_M)"].members) == (8, 2)
     assert points["2:2:4 (SA_M)"].on_front  # worst, and fastest
-    assert any("2 to 8, so the front is but a hint" in line for line in finding.summary)
+    assert any("2 to 8, so the front is but a hint" in line for line in summary(finding))
 
 
 def test_depths_compare_with_the_proxy_at_equal_parameters():
@@ -204,10 +205,10 @@ def test_depths_compare_with_the_proxy_at_equal_parameters():
     assert gain.low < 0.02 < gain.high
     sizes = [point.parameters for point in points.values()]
     assert max(sizes) < 1.006 * min(sizes)
-    assert finding.headline.startswith("Width and depth d32 L8 trains best at equal parameters")
+    assert title(finding).startswith("Width and depth d32 L8 trains best at equal parameters")
     _, finding, _ = compare(Shapes(), stage=WidthDepth(depths=[8]))
-    assert finding.headline.startswith("No depth stands out: ")
-    assert finding.headline.endswith(" cannot be told apart")
+    assert title(finding).startswith("No depth stands out: ")
+    assert title(finding).endswith(" cannot be told apart")
     assert all(point.channels == "" for point in points.values())
 
 
@@ -223,7 +224,7 @@ def test_more_shapes_do_not_make_a_winner_out_of_noise():
 
 
 def test_gains_cover_the_truth():
-    """Noise between Shapes is measured between Shapes: init draws that differ at one seed are in the interval."""
+    """Noise between Shapes is measured between Shapes: the interval holds init draws that differ."""
     truth = {"2:2:4 (SA_M)": -0.004, "1:1:6 (SA_M)": 0.0, "3:1:4 (SA_M)": 0.0}
     covered = []
     for draw in range(25):
@@ -304,7 +305,7 @@ stages:
     [
         ("cpu-64", "kind: channels, ratios: [2:1:5, 2:2:4]", "stages[0].ratios: .*multiple of"),
         ("cpu-channels", "kind: channels, ratios: [2:1:5, 5:2:4]", "stages[0].ratios: .*sum to 11"),
-        ("cpu-channels", "kind: shape, depths: [2, 3]", "stages[0].depths: .*at depth 3"),
+        ("cpu-channels", "kind: width_depth, depths: [2, 3]", "stages[0].depths: .*at depth 3"),
     ],
 )
 def test_a_plan_that_cannot_be_trained_is_refused_when_it_is_read(tmp_path: Path, proxy, stage, message):

@@ -1,0 +1,61 @@
+"""Options that several commands share. Each is declared once, and so reads the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mup_tune.errors import UserError, unknown
+
+
+class Executor(StrEnum):
+    """What drives a run's packs."""
+
+    RAY = "ray"
+    INLINE = "inline"
+
+
+def one_of(flag: str, what: str, allowed: Iterable[str], help: str) -> Any:
+    """An option that takes one of ``allowed``; any other ``what`` is refused with the nearest one."""
+    values = {str(each): each for each in allowed}
+
+    def parsed(value: str) -> str:
+        if value not in values:
+            raise UserError(unknown(what, value, values), field=flag)
+        return values[value]
+
+    return typer.Option(flag, parser=parsed, metavar="|".join(values), help=help)
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a plan's value, e.g. seeds=[0,1]. May be repeated."),
+]
+ScaleOption = Annotated[
+    str | None, typer.Option("--scale", metavar="NAME", help="One of the plan's `scales:` overlays.")
+]
+ExecutorOption = Annotated[
+    Executor,
+    one_of(
+        "--executor", "executor", Executor, "ray: a lane per device. inline: this process, one device (or one core)."
+    ),
+]
+ShapeOption = Annotated[str, typer.Option("--shape", metavar="NAME|FILE", help="A shipped Shape or a YAML file.")]
+FamilyOption = Annotated[
+    str, typer.Option("--shape", metavar="NAME|FILE", help="The family: its channel ratios and head dims.")
+]
+SettingsOption = Annotated[
+    str,
+    typer.Option(
+        "--settings",
+        metavar="NAME|FILE",
+        help="untuned (relative to --shape), falcon-h1-published, or a settings YAML.",
+    ),
+]
+CorpusOption = Annotated[str, typer.Option("--corpus", help="A prepared corpus.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]

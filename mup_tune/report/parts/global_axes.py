@@ -1,0 +1,47 @@
+"""ELR and EWD, one after the other."""
+
+from __future__ import annotations
+
+from mup_tune.findings import AxisFinding, Finding
+from mup_tune.findings.global_axes import GlobalAxes
+from mup_tune.report.words import BEST, change, gain, result_of
+from mup_tune.settings import Settings
+
+
+def summary(finding: Finding) -> list[str]:
+    return sentences(result_of(finding, GlobalAxes), finding.after)
+
+
+def why(finding: Finding, axis: AxisFinding) -> str:
+    return reason(result_of(finding, GlobalAxes), axis)
+
+
+def sentences(result: GlobalAxes, after: Settings) -> list[str]:
+    """What was found of each axis, and what ``after`` comes to."""
+    said = [f"{axis.axis.upper()}: {reason(result, axis)}." for axis in result.axes]
+    said.append(f"Now η = {after.eta:.4g}, λ = {after.lam:.4g}, η·λ·T = {result.eta_lambda_T:.3g}.")
+    if any(axis.axis == "ewd" and axis.points for axis in result.axes):
+        said.append("A global EWD sweep also moves η of the vectors (norms, conv, A_log, D, dt_bias).")
+    return said
+
+
+def reason(result: GlobalAxes, axis: AxisFinding) -> str:
+    match axis.reason:
+        case "horizon":
+            horizon = f"η·λ·T = {result.eta_lambda_T:.3g} < 1 after {result.steps} steps"
+            return f"{horizon}: the run never leaves its init"
+        case "all diverged":
+            return f"kept: every point from {axis.points[0].value:.4g} up diverged"
+        case "best":
+            return BEST
+        case "noise unknown":
+            return "kept: too few seeds and points to tell noise from gain"
+        case "not better":
+            return f"kept: {gain(axis.gain)}, p = {axis.p_value:.2g} over all points"
+    how = "best point, no parabola fits"
+    if axis.fit is not None:
+        how = f"{'local fits, no parabola holds,' if axis.fit.robust else 'parabola'} through "
+        how += f"{axis.fit.points_used} points"
+    said = f"{change(axis)} ({how}); best point: {gain(axis.gain)}"
+    edge = f"; still at the edge of the grid after {axis.extended} extensions"
+    return said + edge if axis.decision == "edge" else said
