@@ -45,8 +45,8 @@ def packs(stage: str, n: int, size: int = 1, first_seed: int = 0) -> list[Pack]:
 
 
 def wait_for(file: Path, meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Until ``file`` is there; a minute without it is an error."""
-    end = time.monotonic() + 60
+    """Until ``file`` is there; two minutes without it are an error."""
+    end = time.monotonic() + 120
     while not file.exists():
         assert time.monotonic() < end, f"{file.name} never came"
         meanwhile()

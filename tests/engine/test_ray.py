@@ -119,7 +119,8 @@ class TestRay(DriverContract):
                     node.append(cluster.add_node(num_cpus=1, object_store_memory=2**27))
                 elif event.lane == "lane-2":
                     cluster.remove_node(node[0], allow_graceful=False)
-                    (tmp_path / "go").touch()
+            elif isinstance(event, Lost):
+                (tmp_path / "go").touch()
 
         self.drive(source, factory(tmp_path), meddle)
         assert lanes == {"lane-0", "lane-1", "lane-2"}
