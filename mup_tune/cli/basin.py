@@ -38,10 +38,7 @@ def basin(
     depths: Annotated[str, typer.Option(help="Layer counts; the shape's own where left out.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds a point; from 3 on the CIs rest on them.")] = 3,
     param: Annotated[
-        str,
-        one_of(
-            "--param", "parametrisation", PARAMS, "mup: the rules. sp: standard parametrisation. both: side by side."
-        ),
+        str, one_of("--param", "parametrisation", PARAMS, "mup: the rules. sp: standard parametrisation.")
     ] = "both",
     shape: FamilyOption = "cpu-64",
     settings: SettingsOption = "untuned",
