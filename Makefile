@@ -9,9 +9,13 @@ else
 INSTALL := -e .[dev]
 endif
 
-.PHONY: setup test test-lanes test-rest demo clean
-# Those that start sweeps, Ray and subprocesses; they take as long as all the others.
-LANES := tests/benchmarks tests/checks tests/cli tests/engine
+# Test processes side by side; each computes on one thread.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# What `make check` leaves to `make test`: starts Ray or other processes, trains, or interprets Triton kernels.
+SLOW := tests/benchmarks tests/checks tests/cli tests/engine tests/model/kernels tests/train
+
+.PHONY: setup check test lint demo clean
 
 setup: .venv/ready
 
@@ -21,18 +25,17 @@ setup: .venv/ready
 	$(BIN)/python -m pip install -q $(INSTALL)
 	@touch $@
 
-test: setup
+lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@$(MAKE) --no-print-directory -j2 test-lanes test-rest
 
-test-lanes:
-	$(BIN)/python -m pytest $(LANES)
+check: lint
+	$(PYTEST) $(addprefix --ignore=,$(SLOW))
 
-test-rest:
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(LANES))
+test: lint
+	$(PYTEST)
 
 demo: setup
 	$(BIN)/mup-tune sweep quickstart --run $(DEMO)/run

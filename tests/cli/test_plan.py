@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from program import mup_tune
 
 from mup_tune.data.prepare import prepare
 
@@ -30,12 +31,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "two.yaml"
     path.write_text(PLAN.replace("CORPUS", str(tmp_path / "corpus")))
     return path
-
-
-def mup_tune(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "200"}
-    command = [sys.executable, "-m", "mup_tune", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_json_says_what_a_plan_takes_and_what_follows_from_it(file: Path) -> None:

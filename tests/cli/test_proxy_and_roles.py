@@ -6,14 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from program import mup_tune as run
 
 from mup_tune.settings import falcon_h1_published
 
 HEAVY = ("torch", "ray", "transformers", "optuna", "pandas", "matplotlib")
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "mup_tune", *arguments], capture_output=True, text=True, check=False)
 
 
 def test_help_of_every_command_imports_nothing_heavy() -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from program import mup_tune
 
 from mup_tune.settings import ELR_0
 
@@ -36,11 +37,6 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "plan.yaml"
     path.write_text(PLAN.replace("CORPUS", str(folder / "corpus")))
     return path
-
-
-def mup_tune(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mup_tune", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 def losses(run: Path, calm: bool = False) -> dict[str, float]:

@@ -49,7 +49,7 @@ def prepared(
     return prepare(inputs, out, name, val_fraction, eod=eod, vocab_size=vocab_size)
 
 
-def words(folder: Path, count: int = 60, **kwargs: float) -> Corpus:
+def words(folder: Path, count: int = 60) -> Corpus:
     """A bytes corpus of numbered short documents."""
     texts = [f"document {number} " + "x" * (number * 7 % 23) for number in range(count)]
-    return prepared([write_jsonl(folder / "words.jsonl", texts)], folder / "corpus", **kwargs)
+    return prepared([write_jsonl(folder / "words.jsonl", texts)], folder / "corpus")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,15 @@ def packs(stage: str, n: int, size: int = 1, first_seed: int = 0) -> list[Pack]:
     return [Pack.of(stage, trials(size, first_seed + 1000 * index)) for index in range(n)]
 
 
+def wait_for(file: Path, meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Until ``file`` is there; a minute without it is an error."""
+    end = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < end, f"{file.name} never came"
+        meanwhile()
+        time.sleep(0.005)
+
+
 @dataclass
 class Scripted:
     """A lane's runner; ``folder`` is where its deeds outlive its process."""
@@ -53,14 +63,20 @@ class Scripted:
     def __call__(self, work: Work, report: Report) -> Outcome:
         if isinstance(work, Calibrate):
             return Calibration({size: float(size) for size in work.sizes}, self.lane)
-        runs = self._count(work)
+        runs, words = self._count(work), 0
+
+        def talk() -> None:
+            nonlocal words
+            words += 1
+            report(Progress(self.lane, work.id, words / 20_000, 1.0))
+
         match work.stage.split()[0]:
             case "slow":
                 time.sleep(float(work.stage.split()[1]))
             case "talk":
-                for step in range(20):
-                    report(Progress(self.lane, work.id, step / 20, 1.0))
-                    time.sleep(0.08)
+                wait_for(self.folder / "heard", meanwhile=talk)
+            case "hold":
+                wait_for(self.folder / "go")
             case "die" if runs == 1:
                 time.sleep(0.05)
                 os._exit(7)
@@ -76,7 +92,7 @@ class Scripted:
                 raise KeyboardInterrupt
         rows = tuple(TrialResult(trial, "ok", float(trial.seed), 0.0) for trial in work.trials)
         environment = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MALLOC_TOP_PAD_")}
-        return PackResult(work, rows, {"loss": [1.0]}, {"pid": os.getpid(), **environment})
+        return PackResult(work, rows, {"loss": [1.0]}, {"pid": os.getpid(), "words": words, **environment})
 
     def _count(self, work: Pack) -> int:
         with (self.folder / work.id).open("a") as log:

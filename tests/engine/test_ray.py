@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -59,16 +60,18 @@ class TestRay(DriverContract):
         self.drive = drive
 
     def test_two_lanes_work_and_barriers_cost_little(self, tmp_path: Path) -> None:
-        source, watch = Staged([[*packs("slow 0.05", 2, 1, 100 * stage)] for stage in range(30)]), Watch()
+        """A barrier after every two packs takes little longer than the same packs without one."""
+        stages = [[*packs("slow 0.05", 2, 1, 100_000 * stage)] for stage in range(20)]
+        source, watch = Staged([*stages, [*packs("slow 0.05", 40, 1, 50)]]), Watch()
         self.drive(source, factory(tmp_path), watch)
         records = [outcome.record for _, outcome in source.committed if isinstance(outcome, PackResult)]
-        assert len(records) == 60
+        assert len(records) == 80
         assert len({record["pid"] for record in records}) == 2
         assert {record["OMP_NUM_THREADS"] for record in records} == {"1"}
         assert {record["MALLOC_TOP_PAD_"] for record in records} == {"67108864"}
         assert source.asked_with == {2}
-        stages = sorted(later - earlier for earlier, later in pairwise(watch.at(Finished)[5::2]))
-        assert stages[len(stages) // 2] < 0.5  # median of 0.05 s of work and the way there and back
+        pairs = [later - earlier for earlier, later in pairwise(watch.at(Finished)[1::2])]
+        assert median(pairs[:19]) < 4 * median(pairs[20:])
 
     def test_killed_lanes_come_back_and_their_packs_run_again(self, tmp_path: Path) -> None:
         """First one lane of two, then both at once, then a pack that kills whoever takes it."""
@@ -85,8 +88,9 @@ class TestRay(DriverContract):
         assert source.handed.count(once) == 2
         assert set(source.seeds().values()) == {1}
         assert len(source.seeds()) == 3 + 4 + 2 * 2 + 1
-        lost = watch.at(Lost)[0]
-        assert min(at for at in watch.at(Started) if at >= lost) - lost < 1.0  # the other lane takes it at once
+        lost = next(place for place, event in enumerate(watch.events) if isinstance(event, Lost))
+        taken = next(event for event in watch.events[lost:] if isinstance(event, Started))
+        assert taken == Started("lane-1" if watch.events[lost].lane == "lane-0" else "lane-0", once)
 
     @pytest.mark.slow
     def test_lanes_that_never_come_up_end_the_run(self) -> None:
@@ -104,29 +108,25 @@ class TestRay(DriverContract):
 
     def test_a_node_joins_and_dies(self, cluster: Any, tmp_path: Path) -> None:
         """A lane starts on the new node; when the node is killed, the pack it held runs elsewhere."""
-        source = Staged([[*packs("slow 0.5", 200)]])
+        source = Staged([[*packs("hold", 7)]])
         lanes: set[str] = set()
         node: list[Any] = []
-        killed_at = 0
 
         def meddle(event: Event) -> None:
-            nonlocal killed_at
             if isinstance(event, Started):
                 lanes.add(event.lane)
                 if not node:
                     node.append(cluster.add_node(num_cpus=1, object_store_memory=2**27))
-                elif event.lane == "lane-2" and not killed_at:
+                elif event.lane == "lane-2":
                     cluster.remove_node(node[0], allow_graceful=False)
-                    killed_at = len(source.handed)
-                    del source.stages[0][4:]
+                    (tmp_path / "go").touch()
 
         self.drive(source, factory(tmp_path), meddle)
         assert lanes == {"lane-0", "lane-1", "lane-2"}
-        assert killed_at
         assert len(source.losses) == 1
         assert isinstance(source.losses[0][1], LaneLostError)
         assert set(source.seeds().values()) == {1}
-        assert len(source.seeds()) == killed_at + 4
+        assert len(source.seeds()) == 7
 
 
 @pytest.mark.parametrize(
@@ -138,11 +138,12 @@ class TestRay(DriverContract):
         ("somewhere", "'somewhere' is no address of a Ray cluster. Give HOST:PORT"),
     ],
 )
-def test_an_address_without_a_cluster(address: str, problem: str, tmp_path: Path) -> None:
-    start = time.monotonic()
+def test_an_address_without_a_cluster(
+    address: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was asked, which knocks for minutes"))
     with pytest.raises(UserError, match=problem):
         driver.drive(Staged([]), factory(tmp_path), Watch(), run_dir=tmp_path, address=address, lanes=1, gpus=False)
-    assert time.monotonic() - start < 10
 
 
 class Program:
@@ -187,7 +188,7 @@ class Program:
 def test_a_ray_of_its_own_is_silent_and_leaves_nothing(tmp_path: Path) -> None:
     program = Program(tmp_path, "0.01")
     program.wait_for("done")
-    assert program.process.wait(20) == 0
+    assert program.process.wait(60) == 0
     assert program.output() == ""
     assert program.left_behind() == []
     assert [path.name for path in program.home.rglob("*")] == [".ray", "auth_token"]
@@ -197,11 +198,9 @@ def test_a_ray_of_its_own_is_silent_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     """The terminal sends SIGINT to every process of the group, lanes included."""
-    program = Program(tmp_path, "60")
+    program = Program(tmp_path, "600")
     program.wait_for("started")
-    start = time.monotonic()
     os.killpg(program.process.pid, signal.SIGINT)
-    assert program.process.wait(20) == -signal.SIGINT
-    assert time.monotonic() - start < 6  # 1.2 s on an idle machine
+    assert program.process.wait(60) == -signal.SIGINT  # 1.2 s on an idle machine, and packs last ten minutes
     assert program.output().rstrip().endswith("KeyboardInterrupt")
     assert program.left_behind() == []

@@ -4,8 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mup_tune.report.figures import schedule
-from mup_tune.report.figures.schedule import schedule_figure
+from mup_tune.report.figures.schedule import schedule_curves, schedule_figure
 from mup_tune.settings import falcon_h1_published
 from mup_tune.trial import Budget
 
@@ -27,10 +26,8 @@ def test_it_is_one_svg_that_names_the_four() -> None:
         assert word in svg
 
 
-def test_lines_are_relative_to_the_tuned_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, tuple[list[int], list[float]]] = {}
-    monkeypatch.setattr(schedule, "learning_curves", lambda curves, *rest, **named: seen.update(curves) or "")
-    schedule_figure(BUDGET, falcon_h1_published())
+def test_lines_are_relative_to_the_tuned_values() -> None:
+    seen = schedule_curves(BUDGET, falcon_h1_published())
     eta, lam, elr, ewd = (values for _, values in seen.values())
     assert [eta[9], lam[9], elr[9], ewd[9]] == pytest.approx([0, 0, 0, 0], abs=1e-12)  # warm, before the onset
     assert [eta[79], lam[79], elr[79], ewd[79]] == pytest.approx([-0.5, -0.5, -0.5, 0], abs=1e-12)  # t = 4 onsets

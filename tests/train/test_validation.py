@@ -19,7 +19,6 @@ from mup_tune.model.falcon_h1 import Population
 from mup_tune.roles import role_table
 from mup_tune.settings import falcon_h1_published, untuned
 from mup_tune.shape import load_shape
-from mup_tune.train import validation
 from mup_tune.train.device import Device
 from mup_tune.train.population import new_population
 from mup_tune.train.trainer import train_pack
@@ -59,10 +58,10 @@ def with_(**fields: object) -> Budget:
     return Budget.model_validate({**BUDGET.model_dump(), **fields})
 
 
-def by_hand(population: Population, corpus: Corpus, rows: int, seq_len: int) -> Tensor:
-    """Mean loss per target [P] of the first rows of the validation order, one row at a time."""
+def by_hand(population: Population, corpus: Corpus, rows: int, seq_len: int, first: int = 0) -> Tensor:
+    """Mean loss per target [P] of rows of the validation order, one at a time."""
     batches, nll, targets = Batches(corpus, "val", seq_len, 1, 0), torch.zeros(2, dtype=torch.float64), 0
-    for index in range(rows):
+    for index in range(first, first + rows):
         batch = batches.batch(index)
         with torch.no_grad():
             nll += population.nll(*(torch.from_numpy(each) for each in vars(batch).values())).double()[:, 0]
@@ -93,16 +92,10 @@ def test_the_deciding_loss_is_the_weighted_sum_of_the_sources_losses(
 
 def test_the_standard_error_is_what_other_rows_would_show(corpora: list[Corpus], population: Population) -> None:
     """Against the scatter of the same estimate on disjoint rows."""
-    batches = Batches(corpora[0], "val", 16, 4, 0)
-    parts, every = [], []
-    with torch.no_grad():
-        for index in range(min(24, batches.epoch_rows // 4)):
-            nll, counts = validation._sums(population, batches.batch(index), "cpu")
-            parts.append(float(validation.mean_and_se(nll, counts)[0][0]))
-            every.append((nll, counts))
-    nll, counts = (torch.cat(each, -1) for each in zip(*every, strict=True))
-    told = float(validation.mean_and_se(nll, counts)[1][0])
-    assert told == pytest.approx(float(np.std(parts, ddof=1)) / sqrt(len(parts)), rel=0.5)
+    count = min(24, Batches(corpora[0], "val", 16, 4, 0).epoch_rows // 4)
+    parts = [float(by_hand(population, corpora[0], 4, 16, first=4 * index)[0]) for index in range(count)]
+    told = validate(population, Mixture.of(corpora[0]), with_(val_tokens=16 * 4 * count), "cpu").se_P[0]
+    assert float(told) == pytest.approx(float(np.std(parts, ddof=1)) / sqrt(count), rel=0.5)
 
 
 def test_without_bytes_there_are_no_bits_per_byte(corpora: list[Corpus], population: Population) -> None:

@@ -12,8 +12,8 @@ from mup_tune.settings import Settings
 from mup_tune.trial import Budget
 
 
-def schedule_figure(budget: Budget, settings: Settings, name: str = "schedule") -> Markup:
-    """SVG of log2(value ÷ tuned value) for the four; 0 where a step trains on the tuned value itself."""
+def schedule_curves(budget: Budget, settings: Settings) -> dict[str, tuple[list[int], list[float]]]:
+    """Tokens after each step and log2(value ÷ tuned value) of the four, by name."""
     rows = schedule_table(budget, settings)
     tokens = [(row.step + 1) * budget.batch_tokens for row in rows]
     curves = {
@@ -22,5 +22,10 @@ def schedule_figure(budget: Budget, settings: Settings, name: str = "schedule") 
         "ELR = √(η·λ)": [log2(row.elr / settings.elr) for row in rows],
         "EWD = √(λ/η)": [log2(row.ewd / settings.ewd) for row in rows],
     }
-    with_tokens = {title: (tokens, values) for title, values in curves.items()}
-    return learning_curves(with_tokens, name, "log2 (value ÷ tuned value)", 0, zero=True)
+    return {title: (tokens, values) for title, values in curves.items()}
+
+
+def schedule_figure(budget: Budget, settings: Settings, name: str = "schedule") -> Markup:
+    """SVG of the :func:`schedule_curves`; 0 where a step trains on the tuned value itself."""
+    curves = schedule_curves(budget, settings)
+    return learning_curves(curves, name, "log2 (value ÷ tuned value)", 0, zero=True)

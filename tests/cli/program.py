@@ -1,0 +1,22 @@
+"""``mup-tune`` inside the tests' process: what a shell sees of it, without the seconds that Python takes to start."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import sys
+from unittest import mock
+
+from mup_tune import cli
+
+
+def mup_tune(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Exit code, stdout and stderr of a command; an exception that a shell would see as a traceback passes."""
+    command, out, err, code = ["mup-tune", *map(str, arguments)], io.StringIO(), io.StringIO(), 0
+    with mock.patch.object(sys, "argv", command), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
