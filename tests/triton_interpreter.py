@@ -1,4 +1,4 @@
-"""Importing this mends two gaps of Triton's interpreter that kernels with loops and bfloat16 dots fall into."""
+"""Importing this mends two gaps of Triton's interpreter, met by loops and bfloat16 dots."""
 
 from __future__ import annotations
 
