@@ -1,4 +1,4 @@
-"""µP hyperparameter tuning and scaling of Falcon-H1 models. The Python API for users is :func:`load_transfer`."""
+"""µP tuning and scaling of Falcon-H1 models. The Python API for users is :func:`load_transfer`."""
 
 from __future__ import annotations
 

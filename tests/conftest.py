@@ -26,7 +26,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(autouse=True)
 def subnormal_floats() -> Iterator[None]:
-    """A lane built inside a test has the whole process flush subnormals, and hypothesis refuses that."""
+    """A lane built in a test flushes the process' subnormals, and hypothesis refuses to work without."""
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)

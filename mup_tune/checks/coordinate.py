@@ -19,6 +19,7 @@ from mup_tune.checks.sites import SITE_BY_NAME, SITES, Snapshot, measure, snapsh
 from mup_tune.data.batches import Batches
 from mup_tune.data.corpus import Corpus
 from mup_tune.errors import UserError
+from mup_tune.findings import Verdict
 from mup_tune.model import hf
 from mup_tune.model.falcon_h1 import Population
 from mup_tune.multipliers import DepthRule
@@ -37,7 +38,6 @@ FIRST_JUDGED_STEP = 2
 ROWS, SEQ_LEN = 8, 128
 NO_CLIPPING = float("inf")  # the clip norm is not width-invariant, and AdamW forgets a common factor anyway
 
-Verdict = Literal["pass", "fail", "inconclusive"]
 Reported = Literal["reported"]  # in place of a verdict: nothing was predicted
 Parametrisation = Literal["mup", "sp"]
 Direction = Literal["width", "depth"]

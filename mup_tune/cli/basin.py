@@ -38,10 +38,7 @@ def basin(
     depths: Annotated[str, typer.Option(help="Layer counts; the shape's own where left out.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds a point; from 3 on the CIs rest on them.")] = 3,
     param: Annotated[
-        str,
-        one_of(
-            "--param", "parametrisation", PARAMS, "mup: the rules. sp: standard parametrisation. both: side by side."
-        ),
+        str, one_of("--param", "parametrisation", PARAMS, "mup: the rules. sp: standard parametrisation.")
     ] = "both",
     shape: FamilyOption = "cpu-64",
     settings: SettingsOption = "untuned",
@@ -96,12 +93,8 @@ def basin(
 def _plan(stage: dict[str, Any], shape: str, settings: str, seeds: int, tokens: int, corpus: str) -> Plan:
     """A plan of one ``basin`` stage, everything in it checked before anything is written."""
     from mup_tune.files import validated
-    from mup_tune.findings import State
-    from mup_tune.roles import role_table
-    from mup_tune.search.plan import Header, Plan
+    from mup_tune.search.plan import plan_from
     from mup_tune.search.stages.basin import BasinCheck
-    from mup_tune.settings import load_settings
-    from mup_tune.shape import load_shape
 
     steps = tokens // BATCH_TOKENS
     if steps < 2:
@@ -124,13 +117,8 @@ def _plan(stage: dict[str, Any], shape: str, settings: str, seeds: int, tokens: 
         "budget": budget,
         "stages": [{"kind": "basin", **stage}],
     }
-    check = validated(BasinCheck, data["stages"][0], SOURCE)
-    family = load_shape(shape)
-    start = load_settings(settings, family)
-    role_table(family, start)
-    plan = Plan(validated(Header, data, SOURCE), family, start, (check,))
-    check.propose(plan.context, State(start), {})  # refuses sizes that would have to be rounded
-    return plan
+    validated(BasinCheck, data["stages"][0], SOURCE)  # names the option, not a place in a plan
+    return plan_from(data, SOURCE)
 
 
 def _executed(plan: Plan, folder: Path, executor: Executor, quiet: bool) -> Finding:

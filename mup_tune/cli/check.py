@@ -41,13 +41,7 @@ def coordinate(
     depths: Annotated[str, typer.Option(help="Layer counts; checks depth at the shape's own width instead.")] = "",
     settings: SettingsOption = "untuned",
     param: Annotated[
-        str,
-        one_of(
-            "--param",
-            "parametrisation",
-            ("mup", "sp"),
-            "mup: the rules. sp: standard parametrisation, which has to fail.",
-        ),
+        str, one_of("--param", "parametrisation", ("mup", "sp"), "mup: the rules. sp: the standard, must fail.")
     ] = "mup",
     depth_rule: Annotated[
         str | None, one_of("--depth-rule", "depth rule", get_args(DepthRule), "The Settings' own if left out.")

@@ -8,6 +8,7 @@ from mup_tune.files import FrozenModel
 from mup_tune.findings.result import Comparison, Point, Result, Verdict
 from mup_tune.stats import Interval, Parabola
 
+TOLERANCE = 0.5  # log2: a drift below half a grid step of factor 2 costs no more than the grid itself
 NoOptimum = Literal["every point diverged", "edge", "no fit"]
 NoRegret = Literal["outside the grid", "diverged"]
 

@@ -18,7 +18,7 @@ from mup_tune.search.stage import Asked, Context, Stage
 from mup_tune.settings import AXES, Settings
 from mup_tune.shape import Shape
 from mup_tune.stats import Losses
-from mup_tune.trial import Budget, Trial, TrialResult
+from mup_tune.trial import Budget, Trial, TrialResult, length_loss
 
 CURVATURE = 0.1  # nats/token per (log2)² along every axis
 
@@ -149,5 +149,5 @@ def _cost(settings: Settings, centre: Settings) -> float:
 
 
 def _result(trial: Trial) -> TrialResult:
-    lengths = {f"loss_x{factor}": 1.0 for factor in trial.budget.val_lengths}
+    lengths = {length_loss(factor): 1.0 for factor in trial.budget.val_lengths}
     return TrialResult(trial, "ok", 1.0, 0.0, metrics={"members": 1.0, "tokens_per_s": 1.0, **lengths})

@@ -63,7 +63,7 @@ def _best_of_run(source: str) -> tuple[Ratio, str]:
 
 
 def _compared_ratios(source: str) -> dict[str, list[ShapePoint]]:
-    """By stage, what the run's concluded channels stages compared. One budget and one text: losses compare."""
+    """What the run's channels stages compared, by stage. One budget and one text: losses compare."""
     if not Path(source).is_dir():
         raise UserError(
             f"{FROM_RUN} needs a run folder, and {source!r} is none",

@@ -1,4 +1,4 @@
-"""``mup-tune`` inside the tests' process: what a shell sees, without the time that Python takes to start."""
+"""``mup-tune`` inside the tests' process: what a shell sees, without Python's seconds to start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mup_tune import cli
 
 
 def mup_tune(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Exit code, stdout and stderr; an exception that a shell would see as a traceback passes."""
+    """Exit code, stdout and stderr of a command; what a shell would see as a traceback is raised."""
     command, out, err, code = ["mup-tune", *map(str, arguments)], io.StringIO(), io.StringIO(), 0
     with mock.patch.object(sys, "argv", command), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

@@ -8,6 +8,7 @@ import random
 import torch
 
 from mup_tune.model.falcon_h1 import Population
+from mup_tune.multipliers import MULTIPLIERS
 from mup_tune.roles import RoleTable, role_table
 from mup_tune.settings import untuned
 from mup_tune.shape import Shape
@@ -35,7 +36,8 @@ def random_table(shape: Shape, seed: int) -> RoleTable:
     """All forward multipliers between 0.5 and 2 and none near 1; a RoPE base of its own."""
     rng = random.Random(seed)
     table = role_table(shape, untuned(shape).with_values({"rope_base": 10.0 ** rng.uniform(2, 11)}))
-    forward = {name: rng.choice((rng.uniform(0.5, 0.8), rng.uniform(1.3, 2.0))) for name in table.forward}
+    names = sorted(table.forward, key=lambda name: name in MULTIPLIERS)  # fixed ones first, so that draws stay
+    forward = {name: rng.choice((rng.uniform(0.5, 0.8), rng.uniform(1.3, 2.0))) for name in names}
     return dataclasses.replace(table, forward=forward)
 
 

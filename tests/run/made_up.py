@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mup_tune.findings import AxisFinding, Finding, Fit, Interval, Point
+from mup_tune.findings import AxisFinding, Finding, Point
+from mup_tune.findings.global_axes import GlobalAxes
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.settings import untuned
 from mup_tune.shape import load_shape
+from mup_tune.stats import Interval, Parabola
 from mup_tune.trial import Budget, Pack, PackResult, Trial, TrialResult
 
 STAGE = "01-sweep"
@@ -78,13 +80,10 @@ def finding(stage: str = STAGE) -> Finding:
         before=1.0,
         after=1.25,
         points=points,
-        fit=Fit(optimum=interval, floor=2.0, curvature=interval, points_used=3),
-        gain=None,
+        fit=Parabola(optimum=interval, floor=2.0, curvature=interval, points_used=3, edge=False),
         p_value=0.03,
         decision="moved",
-        why="because",
     )
     after = START.with_values({"mlp_down": 1.25}, name="after")
-    return Finding(
-        stage=stage, kind="sweep", title="A sweep", before=START, after=after, axes=(axis,), summary=("Ok.",)
-    )
+    result = GlobalAxes(axes=(axis,), eta_lambda_T=1.5, steps=10)
+    return Finding(stage=stage, kind="sweep", title="A sweep", before=START, after=after, result=result)

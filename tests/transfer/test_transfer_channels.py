@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from mup_tune.channels import Ratio, nearest
 from mup_tune.cli import transfer as command
 from mup_tune.errors import UserError
-from mup_tune.findings import Finding, ShapePoint
+from mup_tune.findings import Finding
+from mup_tune.findings.shapes import Ranking, ShapePoint, ShapeSet
 from mup_tune.roles import role_table
 from mup_tune.settings import Settings, falcon_h1_published
 from mup_tune.shape import Shape, load_shape
@@ -40,9 +41,12 @@ def point(channels: str, losses: list[float | None], order: str = "SA_M") -> Sha
 
 
 def write_findings(run_folder: Path, settings: Settings, *stages: list[ShapePoint]) -> None:
+    ranking = Ranking(order=(), p_values={})
+    texts = {"noun": "channel ratio", "prefix": "", "elr_tuned": True, "total_tokens": 1}
+    results = [ShapeSet.model_validate({"points": tuple(points), "ranking": ranking, **texts}) for points in stages]
     findings = [
-        Finding(stage=f"{n}-stage", kind="channels", title="", before=settings, after=settings, shapes=tuple(points))
-        for n, points in enumerate(stages)
+        Finding(stage=f"{n}-stage", kind="channels", title="", before=settings, after=settings, result=result)
+        for n, result in enumerate(results)
     ]
     (run_folder / "tables").mkdir()
     learned = {"stages": [], "findings": [each.model_dump(mode="json") for each in findings], "state": None}

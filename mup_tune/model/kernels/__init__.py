@@ -1,7 +1,7 @@
 """Triton kernels of the GPU step, as plain functions over tensors.
 
-An op is a folder (``forward``, ``backward``, ``reference``), or a file where it fits one. It has up to three
-public functions:
+An op is a folder (``forward``, ``backward``, ``reference``), or one file where it is short. Its public
+functions:
 
 * ``<op>``. A trailing ``_`` says that it changes an argument in place.
 * ``<op>_backward`` takes the gradients of the results, what the forward pass left, the forward pass's
@@ -14,8 +14,8 @@ A parameter that is a vector gets its gradient in parts. ``<vector>_parts`` is c
 programs and gives memory [P, programs, width], fp32 and contiguous; every program writes its part, and the
 caller sums them.
 
-Programs: where a kernel has one program id, its factors are split off the fastest first, and what is left is
-the member. Where it has several, the member is the last axis. So neighbouring programs share a member.
+Programs: the member changes slowest, so that neighbouring programs share it. In a grid of several axes it is
+the last one. In a grid of one axis factors are split off fastest first, and what is left is the row.
 
 Names in kernels: ``p`` member, ``b`` row of the batch, ``row`` = p · B + b. ``x_stride_t`` are the elements
 of ``x`` between neighbours along T; the last stride is 1. ``x_at`` are offsets, ``x_ptrs`` pointers.
@@ -41,6 +41,7 @@ from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)  # log2(e): exp2 is the hardware's exponential
 
+# Memory for the parts of a vector's gradient, by the number of programs.
 Parts = Callable[[int], Tensor]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mup_tune import stats
 from mup_tune.findings import Comparison, Finding
-from mup_tune.findings.basins import Basin, Basins, BasinSize
+from mup_tune.findings.basins import TOLERANCE, Basin, Basins, BasinSize
 from mup_tune.report.words import Headline, ci, log2, loss, outcome, result_of
 
 HEADLINES = {"pass": "Transfers", "fail": "Does not transfer", "inconclusive": "Transfer not shown"}
@@ -45,7 +45,7 @@ def drift(basin: Basin) -> str:
         lost = first if first.optimum is None else last
         return f"at {lost.label} {_no_optimum(lost)}"
     moved = f"the optimum of {basin.hp} moves by {log2(last.drift)} from {first.label} to {last.label}"
-    return f"{moved}, {WHERE[basin.verdict]} ±0.5"
+    return f"{moved}, {WHERE[basin.verdict]} ±{TOLERANCE:g}"
 
 
 def _no_optimum(size: BasinSize) -> str:
@@ -111,6 +111,7 @@ def section(finding: Finding, anchor: str) -> str:
         "basins.html",
         basins=basins,
         marks=MARKS,
+        tolerance=f"{TOLERANCE:g}",
         drift=drift,
         note=note,
         optimum=figures.optimum,

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from mup_tune import stats
 from mup_tune.errors import UserError, as_value_error
 from mup_tune.findings import Comparison, State, Verdict
-from mup_tune.findings.basins import Basin, Basins, BasinSize, NoOptimum, NoRegret
+from mup_tune.findings.basins import TOLERANCE, Basin, Basins, BasinSize, NoOptimum, NoRegret
 from mup_tune.multipliers import MULTIPLIERS
 from mup_tune.search import swept_axis
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage, each_once
@@ -21,7 +21,6 @@ from mup_tune.settings import Settings, check_axis, standard
 from mup_tune.shape import Positive, Shape, scaled
 from mup_tune.stats import Interval, Parabola, Sigma
 
-TOLERANCE = 0.5  # log2: a drift below half a grid step of factor 2 costs no more than the grid itself
 Param = Literal["mup", "sp"]
 
 

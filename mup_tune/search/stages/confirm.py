@@ -13,10 +13,9 @@ from mup_tune.findings.confirmation import Confirmation
 from mup_tune.search import swept_axis
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage, each_once, losses
 from mup_tune.stats import Interval
-from mup_tune.trial import TrialResult
+from mup_tune.trial import TrialResult, source_loss, sources
 
 FIRST_SEED = 1000
-PREFIX = "loss."  # of the metrics that hold the loss on one source of a mixture
 
 
 class Confirm(Stage):
@@ -55,8 +54,8 @@ class Confirm(Stage):
 
 def _compared(name: str, ours: Sequence[TrialResult], theirs: Sequence[TrialResult]) -> Comparison:
     gain, by_source = _gain(ours, theirs), {}
-    for source in _sources([*ours, *theirs]):
-        of_source = _gain(ours, theirs, f"{PREFIX}{source}")
+    for source in _on_all([*ours, *theirs]):
+        of_source = _gain(ours, theirs, source_loss(source))
         if of_source is not None:
             by_source[source] = of_source
     return Comparison(
@@ -73,8 +72,7 @@ def _gain(ours: Sequence[TrialResult], theirs: Sequence[TrialResult], metric: st
     return stats.paired_gain(losses(ours, metric), losses(theirs, metric))
 
 
-def _sources(rows: Sequence[TrialResult]) -> list[str]:
+def _on_all(rows: Sequence[TrialResult]) -> list[str]:
     """The sources that every trial which ended was validated on, in order; none where there is one."""
-    ended = [row.metrics for row in rows if row.ok]
-    names = [key for key in ended[0] if key.startswith(PREFIX)] if ended else []
-    return [name.removeprefix(PREFIX) for name in names if all(name in metrics for metrics in ended)]
+    ended = [sources(row.metrics) for row in rows if row.ok]
+    return [name for name in ended[0] if all(name in each for each in ended)] if ended else []

@@ -24,7 +24,7 @@ from mup_tune.search.stage import Asked, Conclusion, Stage, each_once, losses
 from mup_tune.settings import PositiveFloat, Settings
 from mup_tune.shape import Positive
 from mup_tune.stats import NOTHING, Interval, Losses, Sigma
-from mup_tune.trial import Budget, TrialResult
+from mup_tune.trial import Budget, TrialResult, length_loss
 
 AXIS = "rope_base"
 
@@ -162,7 +162,7 @@ def _measured(incumbent: float, rows: Mapping[float, Sequence[TrialResult]], len
 
 def _at(rows: Sequence[TrialResult], length: int) -> Losses:
     """Loss by seed at ``length``; None where the member diverged, in training or at this length alone."""
-    metric = f"loss_x{length}"
+    metric = length_loss(length)
     for row in rows:
         if row.ok and metric not in row.metrics:
             raise UserError(
