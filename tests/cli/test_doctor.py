@@ -6,13 +6,14 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
 from mup_tune.checks import backends as checks
-from mup_tune.cli import app, doctor
+from mup_tune.cli import app, doctor, output
 from mup_tune.model import backends
 
 PASS = checks.BackendTest("torch", "cpu", "float32", 1e-8, 2e-6, "layers.0.A_log", True, "", 0.2)
@@ -20,7 +21,8 @@ FAIL = checks.BackendTest("triton", "cuda:0", "bfloat16", 1e-4, float("inf"), "l
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["doctor", *arguments], catch_exceptions=False)
+    with mock.patch.object(output.console, "_width", 200):  # the terminal's may be set before a test can say so
+        return CliRunner().invoke(app, ["doctor", *arguments], catch_exceptions=False)
 
 
 def tested(monkeypatch: pytest.MonkeyPatch, *verdicts: checks.BackendTest) -> None:
