@@ -34,7 +34,6 @@ from mup_tune.train.validation import to_device
 from mup_tune.trial import IGNORED_TARGET
 
 TOLERANCE = 0.1  # τ, in units of the exponent
-FIRST_JUDGED_STEP = 2
 ROWS, SEQ_LEN = 8, 128
 NO_CLIPPING = float("inf")  # the clip norm is not width-invariant, and AdamW forgets a common factor anyway
 

@@ -20,7 +20,6 @@ from mup_tune.model.falcon_h1 import Population
 from mup_tune.model.layers import linear, linear_nll
 from mup_tune.trial import IGNORED_TARGET
 
-RESIDUAL_SITES = ("embedding", "residual")
 GRADIENT = "residual gradient"
 
 
