@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from math import log2
 
 import numpy as np
-from mup_tune.report.words import headline
 
 from mup_tune.findings import Finding, State
+from mup_tune.report.words import headline
 from mup_tune.search.rehearsal import Rehearsed
 from mup_tune.search.stage import Conclusion, Context, Known, Stage
 from mup_tune.settings import Settings, untuned

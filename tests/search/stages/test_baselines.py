@@ -7,10 +7,10 @@ from math import log2
 import numpy as np
 import pytest
 from landscapes import AXES, START, Landscape, bowl, context, counts, drive
-from mup_tune.report.words import summary
 from pydantic import ValidationError
 
 from mup_tune.findings import State
+from mup_tune.report.words import summary
 from mup_tune.search.stages.baselines import Baselines
 from mup_tune.search.stages.confirm import Confirm
 from mup_tune.search.stages.elr_ewd import ElrEwd

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from landscapes import START, Landscape, bowl, context, drive
-from mup_tune.report.words import summary
 from pydantic import ValidationError
 
 from mup_tune.findings import State
+from mup_tune.report.words import summary
 from mup_tune.search.stage import Stage
 from mup_tune.search.stages.confirm import Confirm
 

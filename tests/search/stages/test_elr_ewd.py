@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from landscapes import START, Landscape, bowl, context, counts, drive
-from mup_tune.report.words import why
 from pydantic import ValidationError
 
 from mup_tune.errors import UserError
 from mup_tune.findings import State
+from mup_tune.report.words import why
 from mup_tune.search.stages.elr_ewd import ElrEwd
 
 

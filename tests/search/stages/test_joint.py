@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from landscapes import SHAPE, START, Landscape, bowl, budget, context, counts, drive
-from mup_tune.report.words import summary
 from pydantic import ValidationError
 
 from mup_tune.errors import UserError
 from mup_tune.findings import State
 from mup_tune.multipliers import MULTIPLIER_NAMES
+from mup_tune.report.words import summary
 from mup_tune.search.plan import load_plan
 from mup_tune.search.stage import Context
 from mup_tune.search.stages.joint import Joint

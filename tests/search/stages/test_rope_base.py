@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from landscapes import SHAPE, START, budget, counts, drive, title
-from mup_tune.report.words import summary, why
 from pydantic import ValidationError
 
 from mup_tune.errors import UserError
 from mup_tune.findings import Finding, State
+from mup_tune.report.words import summary, why
 from mup_tune.search.plan import load_plan
 from mup_tune.search.stage import Context
 from mup_tune.search.stages.rope_base import RopeBase
