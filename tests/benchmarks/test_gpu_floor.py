@@ -304,7 +304,7 @@ def test_one_run_of_it_all(scripts, monkeypatch, tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(TINY)
     report = tmp_path / "gpu.json"
     size = ["--sizes", str(tmp_path / "tiny.yaml"), "--tokens", "64", "--seq-len", "32"]
-    scripts.gpu.main(["--device", "cpu", "--rounds", "2", "--slice", "0.3", "--json", str(report), *size])
+    scripts.gpu.main(["--device", "cpu", "--rounds", "2", "--slice", "2", "--json", str(report), *size])
     printed, written = capsys.readouterr().out, json.loads(report.read_text())
     ((base, ours),) = [cell["sides"] for cell in written["cells"]]
     assert (base["side"], ours["side"]) == ("transformers", "ours, eager")
