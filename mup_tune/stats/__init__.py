@@ -1,6 +1,6 @@
 """Fits and intervals for few seeds. The surface that later stages fit will live beside the parabola."""
 
-from mup_tune.stats.losses import Losses, argmin, mean, mean_of_ended, means, usable
+from mup_tune.stats.losses import Losses, argmin, mean, means, usable
 from mup_tune.stats.noise import (
     NOTHING,
     SIGNIFICANT,
@@ -27,7 +27,6 @@ __all__ = [
     "holm",
     "lack_of_fit",
     "mean",
-    "mean_of_ended",
     "means",
     "near_minimum",
     "paired_gain",

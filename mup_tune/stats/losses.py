@@ -7,7 +7,6 @@ differences at equal seeds are compared.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +25,6 @@ def mean(losses: Losses) -> float | None:
     """Mean over the seeds in nats/token; None where a seed diverged, or where there is none."""
     ended = usable(losses)
     return None if ended is None else float(np.mean(list(ended.values())))
-
-
-def mean_of_ended(losses: Losses) -> float | None:
-    """Mean over the seeds that ended, for display; None where all diverged."""
-    ended = [loss for loss in losses.values() if loss is not None]
-    return fmean(ended) if ended else None
 
 
 def means(points: Sequence[Losses]) -> list[float | None]:
