@@ -1,0 +1,273 @@
+"""The response surface: a quadratic in all axes at once, fitted to trials that each move every axis.
+
+A trial n at x ∈ Rᴷ on seed s has the loss
+
+    y_n = a_s + g·x + ½ Σ c_i x_i² + Σ_{i<j} h_ij x_i x_j + ε_n,   ε_n ~ N(0, s²/w_n)
+
+with x in units of the axes from the centre. There are more coefficients than trials, so all of them have
+priors (Box & Wilson, J. R. Statist. Soc. B 13:1, 1951, for the surface; Rasmussen & Williams, Gaussian
+Processes for Machine Learning, 2006, §2.7 and §5.4.1, for priors on coefficients and their marginal
+likelihood). Interactions h are normal and stay a part of the covariance. Slopes and curvatures have the prior of
+:mod:`mup_tune.stats.curvatures`. Losses beside a cliff have a heavy tail, and so the noise is Student's t with 4
+degrees of freedom, as weights w. All of it is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import hypot, sqrt
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.optimize import minimize
+from scipy.special import ndtri
+
+from mup_tune.stats.curvatures import Curvatures, likeliest
+from mup_tune.stats.losses import Array
+from mup_tune.stats.noise import UPPER, Interval
+from mup_tune.stats.parabola import MISFIT
+
+HEAVY_TAIL = 4.0  # degrees of freedom of the noise
+REWEIGHTED = 3  # fits, each with the weights of the one before
+PROPAGATED = 6  # passes of expectation propagation
+DAMPED = 0.7  # of a pass' change
+LEAST_PRECISION = 0.03  # of an axis' prior, times the Gaussian start's
+START = np.array([1.0, -1.0, -1.0])  # ln variance of slopes, curvatures, interactions over the noise's, and its SD
+START_SD = 3.0
+LEAST_NOISE = 1e-10  # variance over that of the losses: landscapes without noise must stay solvable
+LEAST_SPREAD = 1e-9  # of an axis' covariance, times the Gaussian start's
+LEAST_CURVATURE = 0.1  # of the median, for directions that seem to bend down
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The surface around ``centre`` [K]; ``noise`` is the SD of a single trial's loss in nats/token.
+
+    ``slopes`` and ``curvatures``: of every axis at the centre, in nats/token per unit and per unit². ``sd`` gives
+    the posterior SD of the surface's change over a step [K] from the centre, in nats/token.
+    """
+
+    centre_K: Array
+    noise: float
+    slopes: tuple[Interval, ...]
+    curvatures: tuple[Interval, ...]
+    slope_K: Array
+    hessian_KK: Array
+    sd: Callable[[Array], float]
+
+    def minimum(self, reach: float) -> Array:
+        """The step [K] from the centre to the lowest point of the box of ±``reach`` units.
+
+        Directions that seem to bend down are taken for slightly convex: trials do not tell them from noise.
+        """
+        values_K, vectors_KK = np.linalg.eigh(self.hessian_KK)
+        least = LEAST_CURVATURE * max(float(np.median(values_K)), np.finfo(float).tiny)
+        convex_KK = (vectors_KK * np.maximum(values_K, least)) @ vectors_KK.T
+
+        def cost(step_K: Array) -> tuple[float, Array]:
+            bend_K = convex_KK @ step_K
+            return float(self.slope_K @ step_K + step_K @ bend_K / 2), self.slope_K + bend_K
+
+        start_K = np.zeros_like(self.slope_K)
+        box = [(-reach, reach)] * len(start_K)
+        return np.asarray(minimize(cost, start_K, jac=True, method="L-BFGS-B", bounds=box).x)
+
+    def gain(self, step_K: Array) -> Interval:
+        """Predicted loss(centre) − loss(centre + step) in nats/token.
+
+        The interval holds the posterior's SD, and 30 % of the gain for what a quadratic is trusted to miss.
+        """
+        value = -float(self.slope_K @ step_K + step_K @ self.hessian_KK @ step_K / 2)
+        half = float(ndtri(UPPER)) * hypot(self.sd(step_K), MISFIT * value)
+        return Interval(value, value - half, value + half)
+
+
+def fit_surface(x_NK: Array, seeds: Sequence[int], losses_N: Array, centre_K: Array) -> Surface:
+    """The surface around ``centre`` from N trials that ended, of all rounds.
+
+    Args:
+        x_NK: where they trained, in units of the axes, from any origin. seeds: whose offset each loss holds.
+        losses_N: nats/token. centre_K: from the same origin.
+
+    Raises:
+        ValueError: fewer than two trials a seed, so that nothing is left to fit.
+    """
+    if len(losses_N) < 2 * len(set(seeds)):
+        raise ValueError(f"{len(losses_N)} trials on {len(set(seeds))} seeds are too few for a surface")
+    scale = float(np.median(np.abs(losses_N - np.median(losses_N)))) or float(losses_N.std()) or 1.0
+    data = _Data(x_NK - centre_K, _blocks(seeds), losses_N / scale)
+    gaussian = _gaussian(data)
+    fit = _propagated(data, gaussian)
+    sd_K2 = np.sqrt(np.einsum("kii->ki", fit.covariance_K22))
+    half_K2 = scale * float(ndtri(UPPER)) * sd_K2
+    means_K2 = scale * fit.mean_K2
+    intervals = [
+        tuple(Interval(float(v), float(v - h), float(v + h)) for v, h in zip(means_K2[:, i], half_K2[:, i], strict=True))
+        for i in range(2)
+    ]
+    return Surface(
+        centre_K=centre_K,
+        noise=scale * sqrt(gaussian.noise),
+        slopes=intervals[0],
+        curvatures=intervals[1],
+        slope_K=means_K2[:, 0],
+        hessian_KK=scale * fit.hessian_KK,
+        sd=lambda step_K: scale * fit.sd(step_K),
+    )
+
+
+def _blocks(seeds: Sequence[int]) -> Array:
+    order = sorted(set(seeds))
+    return (np.asarray(seeds)[:, None] == np.asarray(order)[None, :]).astype(np.float64)
+
+
+class _Data:
+    """Trials from the centre, and the three kernels that they make: slopes, curvatures, interactions."""
+
+    def __init__(self, x_NK: Array, blocks_NS: Array, y_N: Array) -> None:
+        self.x_NK, self.blocks_NS, self.y_N = x_NK, blocks_NS, y_N
+        self.terms_NK2 = np.stack([x_NK, x_NK**2 / 2], axis=2)
+        dots_NN, squares_NN = x_NK @ x_NK.T, x_NK**2 @ (x_NK**2).T
+        self.kernels = (dots_NN, squares_NN / 4, (dots_NN**2 - squares_NN) / 2)
+
+    def interaction(self, step_K: Array) -> Array:
+        """The kernel [N] of interactions between the trials and a step."""
+        return ((self.x_NK @ step_K) ** 2 - self.x_NK**2 @ step_K**2) / 2
+
+
+@dataclass(frozen=True)
+class _Gaussian:
+    """The fit with normal priors on everything: noise variance and weights, and the priors' variances."""
+
+    noise: float
+    weight_N: Array
+    slopes: float
+    curvatures: float
+    interactions: float
+    mean_curvature: float
+
+
+class _Restricted:
+    """Restricted marginal likelihood of the three variances over the noise's; flat priors on ``fixed``."""
+
+    def __init__(self, data: _Data) -> None:
+        self.y_N, self.kernels = data.y_N, data.kernels
+        self.fixed_NF = np.column_stack([data.blocks_NS, data.terms_NK2[:, :, 1].sum(axis=1)])
+        self.scales = np.array([float(np.diag(kernel).mean()) or 1.0 for kernel in data.kernels])
+        self.dof = len(self.y_N) - self.fixed_NF.shape[1]
+
+    def covariance(self, logs: Array, weight_N: Array) -> Array:
+        parts = np.exp(logs) / self.scales
+        return np.asarray(np.diag(1 / weight_N) + sum(p * k for p, k in zip(parts, self.kernels, strict=True)))
+
+    def unlikely(self, logs: Array, weight_N: Array) -> float:
+        """Minus the log of the likelihood times the variances' own prior."""
+        lower_NN = np.linalg.cholesky(self.covariance(logs, weight_N))
+        white = solve_triangular(lower_NN, np.column_stack([self.fixed_NF, self.y_N]), lower=True, check_finite=False)
+        fixed_NF, y_N = white[:, :-1], white[:, -1]
+        normal_FF, right_F = fixed_NF.T @ fixed_NF, fixed_NF.T @ y_N
+        rest = max(float(y_N @ y_N - right_F @ np.linalg.solve(normal_FF, right_F)), LEAST_NOISE)
+        lost = self.dof / 2 * np.log(rest) + np.log(np.diag(lower_NN)).sum() + np.linalg.slogdet(normal_FF)[1] / 2
+        return float(lost + (((logs - START) / START_SD) ** 2).sum() / 2)
+
+    def solved(self, logs: Array, weight_N: Array) -> tuple[Array, float, Array]:
+        """Coefficients of ``fixed``, the noise's variance, and what is left of each loss over its SD."""
+        factor = cho_factor(self.covariance(logs, weight_N), lower=True)
+        normal_FF = self.fixed_NF.T @ cho_solve(factor, self.fixed_NF)
+        beta_F = np.linalg.solve(normal_FF, self.fixed_NF.T @ cho_solve(factor, self.y_N))
+        left_N = self.y_N - self.fixed_NF @ beta_F
+        alpha_N = cho_solve(factor, left_N)
+        noise = max(float(left_N @ alpha_N) / self.dof, LEAST_NOISE)
+        return beta_F, noise, alpha_N / weight_N / sqrt(noise)
+
+
+def _gaussian(data: _Data) -> _Gaussian:
+    likelihood = _Restricted(data)
+    weight_N, logs = np.ones_like(data.y_N), START
+    for again in range(REWEIGHTED):
+        if again:
+            weight_N = np.minimum((HEAVY_TAIL + 1) / (HEAVY_TAIL + rest_N**2), 1.0)
+        options = {"maxfev": 30 if again else 60, "xatol": 0.1, "fatol": 0.02}
+        logs = minimize(likelihood.unlikely, logs, args=(weight_N,), method="Nelder-Mead", options=options).x
+        beta_F, noise, rest_N = likelihood.solved(logs, weight_N)
+    slopes, curvatures, interactions = (float(v) for v in noise * np.exp(logs) / likelihood.scales)
+    return _Gaussian(noise, weight_N, slopes, curvatures, interactions, float(beta_F[-1]))
+
+
+class _Posterior:
+    """Slopes and curvatures given the trials, where axis k has the prior N(prior_K2[k], spread_K22[k])."""
+
+    def __init__(self, data: _Data, gaussian: _Gaussian, prior_K2: Array, spread_K22: Array) -> None:
+        self.data, self.interactions, self.spread_K22 = data, gaussian.interactions, spread_K22
+        self.lifted_NK2 = np.einsum("nki,kij->nkj", data.terms_NK2, spread_K22)
+        covariance_NN = np.einsum("nkj,mkj->nm", self.lifted_NK2, data.terms_NK2)
+        covariance_NN += gaussian.interactions * data.kernels[2] + np.diag(gaussian.noise / gaussian.weight_N)
+        self.factor = cho_factor(covariance_NN, lower=True)
+        self.solved_NS = cho_solve(self.factor, data.blocks_NS)
+        self.offset_SS = np.linalg.inv(data.blocks_NS.T @ self.solved_NS)
+        rest_N = data.y_N - np.einsum("nkj,kj->n", data.terms_NK2, prior_K2)
+        offset_S = self.offset_SS @ (self.solved_NS.T @ rest_N)
+        alpha_N = cho_solve(self.factor, rest_N - data.blocks_NS @ offset_S)
+        self.mean_K2 = prior_K2 + np.einsum("nkj,n->kj", self.lifted_NK2, alpha_N)
+        self.covariance_K22 = self._covariances()
+        self.hessian_KK = gaussian.interactions * (data.x_NK.T * alpha_N) @ data.x_NK
+        np.fill_diagonal(self.hessian_KK, self.mean_K2[:, 1])
+
+    def _covariances(self) -> Array:
+        n, k, _ = self.lifted_NK2.shape
+        lifted_NT = self.lifted_NK2.reshape(n, 2 * k)
+        known_NT, offsets_ST = cho_solve(self.factor, lifted_NT), self.solved_NS.T @ lifted_NT
+        free_ST = self.offset_SS @ offsets_ST
+        shape = (-1, k, 2)
+        told_K22 = np.einsum("nki,nkj->kij", self.lifted_NK2, known_NT.reshape(shape))
+        return self.spread_K22 - told_K22 + np.einsum("ski,skj->kij", offsets_ST.reshape(shape), free_ST.reshape(shape))
+
+    def sd(self, step_K: Array) -> float:
+        """Posterior SD of the surface's change over a step, in the losses' units."""
+        terms_K2 = np.stack([step_K, step_K**2 / 2], axis=1)
+        with_trials_N = np.einsum("nkj,kj->n", self.lifted_NK2, terms_K2)
+        with_trials_N += self.interactions * self.data.interaction(step_K)
+        squares_K = step_K**2
+        prior = float(np.einsum("ki,kij,kj->", terms_K2, self.spread_K22, terms_K2))
+        prior += self.interactions * float(squares_K.sum() ** 2 - (squares_K**2).sum()) / 2
+        offset_S = self.solved_NS.T @ with_trials_N
+        told = float(with_trials_N @ cho_solve(self.factor, with_trials_N) - offset_S @ self.offset_SS @ offset_S)
+        return sqrt(max(prior - told, 0.0))
+
+
+def _propagated(data: _Data, gaussian: _Gaussian) -> _Posterior:
+    """Expectation propagation: each axis' prior becomes the Gaussian that has the true prior's effect there."""
+    axes = data.x_NK.shape[1]
+    mean = max(gaussian.mean_curvature, sqrt(gaussian.curvatures) / 2, np.finfo(float).eps)
+    spread = sqrt(np.log1p(max(gaussian.curvatures / mean**2, 0.05)))
+    true = Curvatures(float(np.log(mean)) - 0.2, spread, sqrt(max(gaussian.slopes / (mean**2 + gaussian.curvatures), 1e-4)))
+    sd_2 = np.sqrt([gaussian.slopes, gaussian.curvatures])
+    prior_K2 = np.tile([0.0, max(gaussian.mean_curvature, 0.0)], (axes, 1))
+    spread_K22 = np.tile(np.diag(sd_2**2), (axes, 1, 1))
+    for each in range(PROPAGATED):
+        fit = _Posterior(data, gaussian, prior_K2, spread_K22)
+        before_K22, after_K22 = np.linalg.inv(spread_K22), np.linalg.inv(fit.covariance_K22)
+        told_K22 = after_K22 - before_K22
+        shift_K2 = _times(after_K22, fit.mean_K2) - _times(before_K22, prior_K2)
+        if each % 2 == 0:
+            true = likeliest(true, told_K22, shift_K2)
+        _, mean_K2, covariance_K22 = true.beside(told_K22, shift_K2)
+        precision_K22 = np.linalg.inv(covariance_K22 + LEAST_SPREAD * np.diag(sd_2**2))
+        share = DAMPED if each else 1.0
+        new_K22 = share * (precision_K22 - told_K22) + (1 - share) * before_K22
+        new_K2 = share * (_times(precision_K22, mean_K2) - shift_K2) + (1 - share) * _times(before_K22, prior_K2)
+        spread_K22 = _inverse(new_K22, sd_2)
+        prior_K2 = _times(spread_K22, new_K2)
+    return _Posterior(data, gaussian, prior_K2, spread_K22)
+
+
+def _times(matrix_K22: Array, vector_K2: Array) -> Array:
+    return np.einsum("kij,kj->ki", matrix_K22, vector_K2)
+
+
+def _inverse(precision_K22: Array, sd_2: Array) -> Array:
+    """Covariances of the precisions, none of which may be vaguer than a Gaussian start many times over."""
+    scale_22 = sd_2[:, None] * sd_2[None, :]
+    values_K2, vectors_K22 = np.linalg.eigh(precision_K22 * scale_22)
+    return np.einsum("kij,kj,klj->kil", vectors_K22, 1 / np.maximum(values_K2, LEAST_PRECISION), vectors_K22) * scale_22
