@@ -9,9 +9,9 @@ from importlib import import_module
 import pytest
 from synthetic_run import AXES, SHAPE, axis_finding, comparison, confirmation, finding, passes
 
-from mup_tune.findings import Comparison, Finding, Result
+from mup_tune.findings import Comparison, Finding, Result, Verified
 from mup_tune.findings.baselines import BaselineSet, RandomSearch
-from mup_tune.findings.joint_search import Candidate, Finalist, JointSearch, Search
+from mup_tune.findings.joint_search import Candidate, JointSearch, Search
 from mup_tune.report import words
 from mup_tune.settings import untuned
 from mup_tune.stats import Interval
@@ -65,7 +65,8 @@ def test_passes_name_themselves_where_the_plan_allows_several() -> None:
     assert words.summary(stage(passes((one,))))[0].startswith("embedding: 1 → 2.144 (all together); best point gain")
     flat = one.model_copy(update={"decision": "flat", "reason": "not better", "pass_": 2})
     two = passes((one,), (flat,))
-    two = two.model_copy(update={"passes": (two.passes[0], two.passes[1].model_copy(update={"moves": ()}))})
+    quiet = two.passes[1].model_copy(update={"moves": (), "prediction": None})
+    two = two.model_copy(update={"passes": (two.passes[0], quiet)})
     said = words.summary(stage(two))
     assert said[0].startswith("Pass 1: embedding: ")
     assert said[-2:] == ["Pass 2: Flat, kept: embedding.", "Pass 2 moved nothing, so it was the last."]
@@ -89,7 +90,7 @@ def test_a_confirmation_says_what_its_interval_does(gain: Interval | None, told:
 def test_of_several_better_finalists_the_first_is_taken() -> None:
     pairs = zip((BETTER, Interval(0.01, 0.005, 0.015), UNCLEAR), (0.01, 0.02, 1.0), strict=True)
     finalists = tuple(
-        Finalist(comparison=comparison("incumbent", gain, (7, 8), f"candidate {place}"), p_value=p)
+        Verified(comparison=comparison("incumbent", gain, (7, 8), f"candidate {place}"), p_value=p)
         for place, (gain, p) in enumerate(pairs)
     )
     search = Search(sampler="random", axes=("key",), radius=1.0, centre_losses={0: 2.0}, candidates=(), best=None)
