@@ -2,10 +2,10 @@
 
 Losses are simulated as (landscape) + (seed, shared by all points) + (noise), on a grid of factors of 2 with
 σ_Δ from the points themselves, as ``elr_ewd`` does it. Shares are over draws; a CI is honest where it covers
-90 to 99 %. The second table is on groups of 12: how often ``micro`` calls the gain of a flat multiplier shown,
-and that of one that matters. The third walks whole ``micro`` stages on groups whose axes act on one another:
-how often they move, and how much of the gain that there is they take. Run:
-``python benchmarks/landscapes.py [DRAWS]``.
+90 to 99 %. The second table is on groups of 12: how often ``micro`` calls the gain of a flat multiplier
+shown, and that of one that matters. The third walks whole ``micro`` stages on groups whose axes act on one
+another, a tenth of the draws each: how often they move, and how much of the gain that there is they take.
+Run: ``python benchmarks/landscapes.py [DRAWS]``.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def measure(name: str, seeds: int, noise: float, draws: int) -> Measured:
 
 
 def shown(distance: float, seeds: int, noise: float, draws: int) -> tuple[float, float]:
-    """Shares of groups of 12 where a flat multiplier's gain is shown, and one's with its optimum ``distance`` away.
+    """Shares of groups of 12 that show a flat axis' gain, and that of one ``distance`` log2 off its optimum.
 
     Told as ``micro`` does, on the first grid: σ_Δ pooled over the group, Bonferroni over points, Holm over
     axes.
@@ -200,7 +200,7 @@ class Coupled:
 
 
 class Simulated(Asked):
-    """What a stage asks for, trained at once on one draw of a group; nothing is missing, so it walks to its end."""
+    """What a stage asks for, trained at once on one draw of a group: a walk meets no barrier."""
 
     def __init__(self, group: Coupled, seeds: int, noise: float, rng: np.random.Generator) -> None:
         shape = load_shape("cpu-32")

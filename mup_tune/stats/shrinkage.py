@@ -1,10 +1,10 @@
 """Empirical Bayes over a group of swept axes: where each wants to go, shrunk by its noise and by the others.
 
 Along axis i the loss is level + g·x + ½·c·x² with x = log2 of the factor on the incumbent's value. The
-group's axes are exchangeable: log c ~ N(µ, ω²), so that c > 0, and the optimum −g/c ~ N(0, τ²). So g | c ~
-N(0, τ²c²): an axis that shows no curvature cannot want to go far. The group's own curves say what µ, ω and τ
-are, by the marginal likelihood on a grid of them (Carlin & Louis, Bayesian Methods for Data Analysis, 3rd
-ed., §5.2), over which the posterior is averaged: few axes leave µ, ω and τ open, and one best value would
+group's axes are exchangeable (Morris, J. Am. Statist. Assoc. 78:47, 1983): log c ~ N(µ, ω²), so that c > 0,
+and the optimum −g/c ~ N(0, τ²). So g | c ~ N(0, τ²c²): an axis that shows no curvature cannot want to go far.
+The posterior is averaged over a grid of µ, ω and τ, weighted by the marginal likelihood of the group's curves
+(Deely & Lindley, J. Am. Statist. Assoc. 76:833, 1981): few axes leave these open, and one best value would
 hide that. g is integrated in closed form, c on a grid.
 
 Shape suffixes: n axes, c curvatures, t values of τ, p pairs (µ, ω), K points of one axis.

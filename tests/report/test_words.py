@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 from synthetic_run import AXES, SHAPE, axis_finding, comparison, confirmation, finding, passes
 
-from mup_tune.findings import Comparison, Finding, Result, Verified
+from mup_tune.findings import AxisFinding, Comparison, Finding, Result, Verified
 from mup_tune.findings.baselines import BaselineSet, RandomSearch
 from mup_tune.findings.joint_search import Candidate, JointSearch, Search
 from mup_tune.report import words
@@ -70,6 +70,42 @@ def test_passes_name_themselves_where_the_plan_allows_several() -> None:
     said = words.summary(stage(two))
     assert said[0].startswith("Pass 1: embedding: ")
     assert said[-2:] == ["Pass 2: Flat, kept: embedding.", "Pass 2 moved nothing, so it was the last."]
+
+
+def test_a_multiplier_says_what_it_shows_alone_and_where_it_went_with_the_others() -> None:
+    one = axis_finding(AXES[0], 1.0, (0, 1))
+    alone = "best point gain 0.0182 nats/token (95 % CI 0.0168 … 0.0196), p = 0.0004 after Holm; "
+    alone += "shrunken optimum +1.10 log2"
+    done = passes((one,)).passes[0]
+    untested = done.model_copy(update={"moves": ()})
+    for told, axis, text in (
+        (done, one, f"1 → 2.144 (all together); {alone}"),
+        (done, {"reason": "jointly"}, f"1 → 2.144 (all together); {alone}; alone its gain is not shown"),
+        (done, {"reason": "too little"}, f"kept: {alone}; too little beside the others' gain"),
+        (done, {"reason": "not better"}, f"kept: {alone}"),
+        (done, {"reason": "move failed"}, f"{alone}; the joint move was not better"),
+        (untested, {"reason": "move failed"}, f"{alone}; the joint move was too small to test"),
+    ):
+        axis = axis if isinstance(axis, AxisFinding) else one.model_copy(update=axis)
+        result = passes((axis,)).model_copy(update={"passes": (told.model_copy(update={"axes": (axis,)}),)})
+        assert words.why(stage(result), axis) == text
+
+
+def test_a_joint_move_says_what_was_promised_and_what_fresh_seeds_show() -> None:
+    done = passes((axis_finding(AXES[0], 1.0, (0, 1)),)).passes[0]
+    small = done.prediction.model_copy(update={"gain": Interval(0.002, 0.001, 0.003)})
+    lost = done.moves[0].model_copy(update={"comparison": comparison("incumbent", None, (0, 1)), "p_value": 1.0})
+    promised = "The curves ask 1 multiplier to move: predicted gain 0.0020 nats/token (95 % CI 0.0010 … 0.0030), "
+    promised += "if they do not act on one another."
+    for changed, said in (
+        ({"prediction": small, "moves": ()}, [promised, "Not tested: the fresh seeds show gains from about 0.0040"]),
+        ({}, ["On fresh seeds, moved all together: gain 0.0190 nats/token", "p = 0.002 after Bonferroni; taken."]),
+        ({"moves": (lost,)}, ["gain not known, for a seed diverged here or at the incumbent; not better."]),
+    ):
+        text = " ".join(
+            words.summary(stage(passes().model_copy(update={"passes": (done.model_copy(update=changed),)})))
+        )
+        assert all(each in text for each in said), text
 
 
 @pytest.mark.parametrize(

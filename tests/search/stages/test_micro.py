@@ -104,20 +104,23 @@ def test_the_joint_move_is_tested_on_seeds_that_chose_nothing():
         assert set(move.comparison.candidate_losses) == set(move.comparison.reference_losses) == {3000, 3002, 3003}
 
 
-def test_what_gains_on_the_tuning_seeds_alone_is_not_moved():
-    """The curves, which see tuning seeds alone, promise what fresh seeds deny."""
-    promised = dict.fromkeys(GROUPS["forward"], 0.7)
+class Overfit(Landscape):
+    """Flat on every seed but the tuning seeds, which see ``loss``."""
 
-    class Overfit(Landscape):
-        def row(self, trial):
-            loss = bowl(promised) if trial.seed < 1000 else bowl({})
-            return Landscape(loss, noise=self.noise, draw=self.draw).row(trial)
+    def row(self, trial):
+        loss = self.loss if trial.seed < 1000 else bowl({})
+        return Landscape(loss, noise=self.noise, draw=self.draw).row(trial)
 
-    driven = drive(Micro(group="forward"), Overfit(bowl({})), context())
-    (only,) = driven.conclusion.finding.result.passes
-    assert only.prediction.gain.low > 0.08
-    assert len(only.moves) == 3
-    assert driven.moved == {}
+
+def test_what_the_curves_promise_and_fresh_seeds_deny_is_rarely_moved():
+    moved = 0
+    for draw in range(80):
+        driven = drive(Micro(group=["key"], refine=False), Overfit(bowl({"key": 1.0}), draw=draw), context(seeds=2))
+        (only,) = driven.conclusion.finding.result.passes
+        assert only.prediction.gain.low > 0
+        assert len(only.moves) == 3
+        moved += bool(driven.moved)
+    assert moved / 80 <= 0.05
 
 
 def test_many_small_moves_gain_together_what_none_shows_alone():
