@@ -2,33 +2,42 @@
 
 Losses are simulated as (landscape) + (seed, shared by all points) + (noise), on a grid of factors of 2 with
 σ_Δ from the points themselves, as ``elr_ewd`` does it. Shares are over draws; a CI is honest where it covers
-90 to 99 %. The second table is on groups of 12: how often any multiplier of a flat group moves, and how often
-one that matters does. Run: ``python benchmarks/landscapes.py [DRAWS]``.
+90 to 99 %. The second table is on groups of 12: how often ``micro`` calls the gain of a flat multiplier
+shown, and that of one that matters. The third walks whole ``micro`` stages on groups whose axes act on one
+another, a tenth of the draws each: how often they move, and how much of the gain that there is they take.
+Run: ``python benchmarks/landscapes.py [DRAWS]``.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, log2, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mup_tune import stats
-from mup_tune.multipliers import GROUPS
+from mup_tune.findings import State
+from mup_tune.multipliers import GROUPS, MULTIPLIER_NAMES
 from mup_tune.search import swept_axis
+from mup_tune.search.stage import Asked, Context
+from mup_tune.search.stages.micro import Micro
 from mup_tune.search.swept_axis import SweptAxis
-from mup_tune.settings import untuned
-from mup_tune.shape import load_shape
+from mup_tune.settings import Settings, untuned
+from mup_tune.shape import Shape, load_shape
 from mup_tune.stats import Losses, Parabola
+from mup_tune.trial import Budget
 
 Array = NDArray[np.float64]
 
 GRID = (-2.0, -1.0, 0.0, 1.0, 2.0)
 CURVATURE = 0.05  # nats/token per (log2)²: a factor of 2 beside the optimum costs 25 mnat/token
 SEED_SD = 0.5  # what a seed adds to all points alike: pairing has to remove it
+BUDGET = Budget(
+    seq_len=128, batch_tokens=1024, total_tokens=20_480_000, warmup_tokens=0, decay_tokens=0, val_tokens=1024
+)
 NOISES = (0.002, 0.006)
 SEEDS = (2, 3)
 
@@ -147,10 +156,10 @@ def measure(name: str, seeds: int, noise: float, draws: int) -> Measured:
     )
 
 
-def group(distance: float, seeds: int, noise: float, draws: int) -> tuple[float, float]:
-    """Shares of groups of 12 that move a flat multiplier, and the one whose optimum is ``distance`` away.
+def shown(distance: float, seeds: int, noise: float, draws: int) -> tuple[float, float]:
+    """Shares of groups of 12 that show a flat axis' gain, and that of one ``distance`` log2 off its optimum.
 
-    Decided as ``micro`` does, on the first grid: σ_Δ pooled over the group, Bonferroni over points, Holm over
+    Told as ``micro`` does, on the first grid: σ_Δ pooled over the group, Bonferroni over points, Holm over
     axes.
     """
     rng, centre = (
@@ -176,6 +185,97 @@ def group(distance: float, seeds: int, noise: float, draws: int) -> tuple[float,
     return wrong / draws, right / draws
 
 
+@dataclass(frozen=True)
+class Coupled:
+    """A group with curvatures drawn log-evenly in nats/token per (log2)², and optima either way, in log2.
+
+    The Hessian is √C·(1 + ``coupling``·R)·√C with the curvatures C on its diagonal and R symmetric, its
+    elements beside the diagonal normal with variance 1/axes.
+    """
+
+    axes: int
+    curvatures: tuple[float, float] = (0.01, 0.05)
+    distances: tuple[float, float] = (0.3, 1.0)
+    coupling: float = 0.5
+
+
+class Simulated(Asked):
+    """What a stage asks for, trained at once on one draw of a group: a walk meets no barrier."""
+
+    def __init__(self, group: Coupled, seeds: int, noise: float, rng: np.random.Generator) -> None:
+        shape = load_shape("cpu-32")
+        super().__init__(Context(shape, BUDGET, tuple(range(seeds))), {})
+        self.start, self.noise, self.rng = untuned(shape), noise, rng
+        self.names = MULTIPLIER_NAMES[: group.axes]
+        root_n = np.exp(rng.uniform(*np.log(np.maximum(group.curvatures, 1e-30)), group.axes) / 2)
+        self.optimum_n = rng.uniform(*group.distances, group.axes) * rng.choice([-1, 1], group.axes)
+        mixed_nn = np.triu(rng.normal(0, 1 / sqrt(group.axes), (group.axes, group.axes)), 1)
+        self.hessian_nn = np.outer(root_n, root_n) * (np.eye(group.axes) + group.coupling * (mixed_nn + mixed_nn.T))
+        self.trained: dict[tuple[float, ...], dict[int, float]] = {}
+
+    def truth(self, settings: Settings) -> float:
+        """Loss above the optimum's, nats/token."""
+        at = [log2(settings.value(name) / self.start.value(name)) for name in self.names]
+        return float((at - self.optimum_n) @ self.hessian_nn @ (at - self.optimum_n)) / 2
+
+    def losses(
+        self,
+        settings: Sequence[Settings],
+        seeds: Iterable[int],
+        shapes: Sequence[Shape | None] | None = None,
+        around: Sequence[Settings] | None = None,
+    ) -> list[Losses]:
+        seeds, found = tuple(seeds), list[Losses]()
+        for each in settings:
+            known = self.trained.setdefault(tuple(each.value(name) for name in self.names), {})
+            for seed in seeds:
+                known.setdefault(seed, SEED_SD * seed + self.truth(each) + float(self.rng.normal(0, self.noise)))
+            found.append({seed: known[seed] for seed in seeds})
+        return found
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Means over ``micro`` stages. ``gain``, ``shown`` and ``available`` in nats/token.
+
+    ``gain``: the truth of what they moved. ``shown``: the truth of moving those axes alone, whole, whose own
+    gain is shown. ``available``: from the start to the optimum. ``covered``: CIs of the shares' gains that
+    hold the truth. ``promised``: predicted gains over the true ones of the whole joint move, as a ratio.
+    """
+
+    moved: float
+    tested: float
+    gain: float
+    shown: float
+    available: float
+    covered: float
+    promised: float
+
+
+def recover(group: Coupled, stage: Micro, seeds: int, noise: float, draws: int) -> Recovered:
+    rng = np.random.default_rng([group.axes, seeds, round(1e6 * noise)])
+    rows, covered, promised, whole = [], list[bool](), 0.0, 0.0
+    for _ in range(draws):
+        asked = Simulated(group, seeds, noise, rng)
+        ended = stage.walk(asked, State(asked.start))
+        (done,) = ended.finding.result.passes
+        before = asked.truth(asked.start)
+        alone = {
+            axis.axis: 2.0**axis.fit.optimum.value
+            for axis in done.axes
+            if axis.fit and axis.p_value is not None and axis.p_value < stats.SIGNIFICANT
+        }
+        for move in done.moves:
+            shifted = asked.start.scaled({axis: 2.0 ** (move.share * x) for axis, x in done.prediction.joint.items()})
+            true = before - asked.truth(shifted)
+            covered.append(move.comparison.gain.low <= true <= move.comparison.gain.high)
+            if move.share == 1:
+                promised, whole = promised + done.prediction.gain.value, whole + true
+        after, shown = asked.truth(ended.state.incumbent), asked.truth(asked.start.scaled(alone))
+        rows.append((bool(done.taken), bool(done.moves), before - after, before - shown, before))
+    return Recovered(*np.mean(rows, axis=0), covered=_share(covered), promised=promised / whole if whole else np.nan)
+
+
 def _share(hits: Iterable[bool]) -> float:
     counted = list(hits)
     return float(np.mean(counted)) if counted else np.nan
@@ -183,6 +283,16 @@ def _share(hits: Iterable[bool]) -> float:
 
 def _percent(share: float, decimals: int) -> str:
     return "–" if np.isnan(share) else f"{100 * share:.{decimals}f} %"
+
+
+COUPLED = (
+    ("12 flat", Coupled(12, (0.0, 0.0), (0.0, 0.0)), (-4, -2, 0, 2, 4)),
+    ("12 at their optima", Coupled(12, distances=(0.0, 0.0)), (-4, -2, 0, 2, 4)),
+    ("12 optima 0.3–1 log2 away", Coupled(12), (-4, -2, 0, 2, 4)),
+    ("the same, three points", Coupled(12), (-2, 0, 2)),
+    ("35 optima 0.3–1 log2 away", Coupled(35), (-4, -2, 0, 2, 4)),
+    ("the same, three points", Coupled(35), (-2, 0, 2)),
+)
 
 
 def main(draws: int) -> None:
@@ -200,15 +310,26 @@ def main(draws: int) -> None:
                     errors, covered[0] = ["–", "–"], "–"
                 cells = [name, str(seeds), f"{1e3 * noise:g}", *errors, *covered, *shares]
                 print(f"| {' | '.join(cells)} |", flush=True)
-    print("\n| group of 12 | seeds | noise | a flat one moved | the one that matters moved |\n|---|---|---|---|---|")
+    print("\n| group of 12 | seeds | noise | a flat one shown | the one that matters shown |\n|---|---|---|---|---|")
     for distance in (0.0, 0.75, 1.0, 1.5):
         what = f"one optimum {distance:g} log2 away ({1e3 * parabola(np.array(distance)):.1f} mnat/token)"
         for noise in NOISES:
             for seeds in SEEDS:
-                wrong, right = group(distance, seeds, noise, draws)
+                wrong, right = shown(distance, seeds, noise, draws)
                 found = f"{100 * right:.0f} %" if distance else "–"
                 where = what if distance else "all flat"
                 print(f"| {where} | {seeds} | {1e3 * noise:g} | {100 * wrong:.1f} % | {found} |", flush=True)
+    print("\n| `micro` on | noise | tested | moved | of the gain | by shown axes | covered | predicted/true |")
+    print("|---|---|---|---|---|---|---|---|")
+    for what, group_, offsets in COUPLED:
+        for noise in (0.0025, 0.006, 0.015):
+            names = list(MULTIPLIER_NAMES[: group_.axes])
+            row = recover(group_, Micro(group=names, offsets=offsets), 3, noise, max(1, draws // 10))
+            shares = [_percent(each, 1) for each in (row.tested, row.moved)]
+            some = row.available > 1e-9
+            shares += [_percent(each / row.available if some else np.nan, 0) for each in (row.gain, row.shown)]
+            shares += [_percent(row.covered, 1), f"{row.promised:.2f}" if some else "–"]
+            print(f"| {what} | {1e3 * noise:g} | {' | '.join(shares)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,17 @@ defines a :class:`Result` adds a type of result.
 """
 
 from mup_tune.findings.finding import Finding, State
-from mup_tune.findings.result import AxisFinding, Comparison, Decision, Outcome, Point, Reason, Result, Verdict
+from mup_tune.findings.result import (
+    AxisFinding,
+    Comparison,
+    Decision,
+    Outcome,
+    Point,
+    Reason,
+    Result,
+    Verdict,
+    Verified,
+)
 from mup_tune.registry import import_modules
 
 import_modules(__name__, __path__)
@@ -22,4 +32,5 @@ __all__ = [
     "Result",
     "State",
     "Verdict",
+    "Verified",
 ]

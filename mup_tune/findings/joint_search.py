@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from mup_tune.files import FrozenModel
-from mup_tune.findings.result import AxisFinding, Comparison, Result
-from mup_tune.stats import SIGNIFICANT, Losses
+from mup_tune.findings.result import AxisFinding, Comparison, Result, Verified
+from mup_tune.stats import Losses
 
 
 class Candidate(FrozenModel):
@@ -28,19 +28,6 @@ class Search(FrozenModel):
     best: int | None
 
 
-class Finalist(FrozenModel):
-    """A candidate and the incumbent on fresh seeds; ``p_value`` is Bonferroni's over the finalists."""
-
-    comparison: Comparison
-    p_value: float
-
-    @property
-    def better(self) -> bool:
-        """Whether Bonferroni's CI of the gain lies above 0."""
-        gain = self.comparison.gain
-        return gain is not None and gain.value > 0 and self.p_value < SIGNIFICANT
-
-
 class JointSearch(Result):
     """``search`` is None where no axis is curved. ``finalists``: best first; that one is taken if better.
 
@@ -50,12 +37,12 @@ class JointSearch(Result):
     type: Literal["joint_search"] = "joint_search"
     search: Search | None
     axes: tuple[AxisFinding, ...] = ()
-    finalists: tuple[Finalist, ...] = ()
+    finalists: tuple[Verified, ...] = ()
     trials: int = 0
     flops: float = 0.0
 
     @property
-    def taken(self) -> Finalist | None:
+    def taken(self) -> Verified | None:
         return self.finalists[0] if self.finalists and self.finalists[0].better else None
 
     @property

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from mup_tune import stats
 from mup_tune.errors import unknown
 from mup_tune.files import FrozenModel
-from mup_tune.stats import Interval, Losses, Parabola
+from mup_tune.stats import SIGNIFICANT, Interval, Losses, Parabola
 
 Decision = Literal["moved", "kept", "flat", "edge", "not identifiable", "dropped"]
 # Why an axis is where it is; "fitted": the decision and the numbers beside it say it all.
 Reason = Literal[
-    "fitted", "best", "not better", "noise unknown", "all diverged", "incumbent diverged", "horizon", "move failed"
+    "fitted",
+    "jointly",
+    "best",
+    "not better",
+    "too little",
+    "noise unknown",
+    "all diverged",
+    "incumbent diverged",
+    "horizon",
+    "move failed",
 ]
 Verdict = Literal["pass", "fail", "inconclusive"]
 Outcome = Literal["better", "worse", "unclear", "unmeasured"]
@@ -122,3 +131,33 @@ class Comparison(FrozenModel):
         if self.gain is None:
             return "unmeasured"
         return "better" if self.gain.above_0 else "worse" if self.gain.below_0 else "unclear"
+
+
+class Verified(FrozenModel):
+    """A candidate and the incumbent on fresh seeds; ``p_value`` is Bonferroni's over all that were tested."""
+
+    comparison: Comparison
+    p_value: float
+
+    @classmethod
+    def over_incumbent(cls, candidate: str, losses: Losses, incumbent: Losses, tests: int, **said: Any) -> Self:
+        """``candidate`` by Student's t on the differences' own SD, with Bonferroni over ``tests``.
+
+        ``said`` are further fields of a subclass.
+        """
+        gain = stats.paired_gain(losses, incumbent)
+        compared = Comparison(
+            candidate=candidate,
+            reference="incumbent",
+            candidate_losses=losses,
+            reference_losses=incumbent,
+            gain=gain,
+        )
+        p_value = 1.0 if gain is None or gain.p_value is None else min(1.0, tests * gain.p_value)
+        return cls(comparison=compared, p_value=p_value, **said)
+
+    @property
+    def better(self) -> bool:
+        """Whether Bonferroni's CI of the gain lies above 0."""
+        gain = self.comparison.gain
+        return gain is not None and gain.value > 0 and self.p_value < SIGNIFICANT

@@ -6,6 +6,7 @@ from mup_tune.stats.noise import (
     SIGNIFICANT,
     Interval,
     Sigma,
+    detectable,
     holm,
     paired_gain,
     scatter_sigma,
@@ -13,6 +14,7 @@ from mup_tune.stats.noise import (
     slope,
 )
 from mup_tune.stats.parabola import MISFIT_LEVEL, Parabola, fit_parabola, lack_of_fit, near_minimum
+from mup_tune.stats.shrinkage import Posterior, Quadratic, posterior, quadratic
 
 __all__ = [
     "MISFIT_LEVEL",
@@ -21,8 +23,11 @@ __all__ = [
     "Interval",
     "Losses",
     "Parabola",
+    "Posterior",
+    "Quadratic",
     "Sigma",
     "argmin",
+    "detectable",
     "fit_parabola",
     "holm",
     "lack_of_fit",
@@ -30,6 +35,8 @@ __all__ = [
     "means",
     "near_minimum",
     "paired_gain",
+    "posterior",
+    "quadratic",
     "scatter_sigma",
     "sigma_delta",
     "slope",

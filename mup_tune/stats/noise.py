@@ -110,6 +110,14 @@ def paired_gain(candidate: Losses, reference: Losses, sigma: Sigma | None = None
     return t_interval(float(differences.mean()), sigma.value / sqrt(len(seeds)), sigma.dof)
 
 
+def detectable(sigma: Sigma, seeds: int, tests: int = 1) -> float:
+    """Gain in nats/token that about half of all draws show on ``seeds`` paired seeds: t·σ_Δ/√n at n − 1 dof.
+
+    t is that of a 95 % CI after Bonferroni over ``tests``.
+    """
+    return float(stdtrit(seeds - 1, 1 - SIGNIFICANT / (2 * tests))) * sigma.value / sqrt(seeds)
+
+
 def slope(x: Sequence[float], y: Sequence[float]) -> Interval | None:
     """Least-squares slope of y on x with Student's t CI on n − 2 degrees of freedom; None below three points.
 

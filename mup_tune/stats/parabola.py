@@ -125,7 +125,7 @@ def fit_parabola(offsets: Sequence[float], losses: Sequence[Losses], sigma: Sigm
     best = int(y_K.argmin())
     sigma = sigma or sigma_delta(rows)
     p_value = lack_of_fit(list(x_K), rows, sigma)
-    weight_K = _weights(y_K, None if sigma is None else sigma.value / sqrt(2 * seeds))
+    weight_K = trust(y_K, None if sigma is None else sigma.value / sqrt(2 * seeds))
     design_K3 = np.stack([np.ones_like(x_K), x_K - x_K[best], (x_K - x_K[best]) ** 2 / 2], axis=1)
     solve_3K = np.linalg.pinv(design_K3 * np.sqrt(weight_K)[:, None]) * np.sqrt(weight_K)
     level, slope, curvature = (float(each) for each in solve_3K @ y_K)
@@ -174,7 +174,8 @@ def _beyond(offsets: Sequence[float], block: Sequence[int]) -> Bounds:
     )
 
 
-def _weights(y_K: Array, se: float | None) -> Array:
+def trust(y_K: Array, se: float | None) -> Array:
+    """Weights of the points' means for a parabola: 1/(SE² + (0.3 · excess over the minimum)²), per nats²."""
     excess_K = y_K - y_K.min()
     if not se:
         se = 0.1 * float(np.median(excess_K))  # nothing tells the noise: the best point must still not rule alone

@@ -13,7 +13,7 @@ import pandas as pd
 from mup_tune.findings import AxisFinding, Comparison, Decision, Finding, Point, Reason, State
 from mup_tune.findings.confirmation import Confirmation
 from mup_tune.findings.global_axes import GlobalAxes
-from mup_tune.findings.multipliers import Move, MultiplierPasses, Pass
+from mup_tune.findings.multipliers import Move, MultiplierPasses, Pass, Prediction, ShrunkenOptimum
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.run.tables import write_tables
@@ -103,11 +103,23 @@ def axis_finding(land: Landscape, before: float, seeds: tuple[int, ...], floor: 
     )
 
 
+def predicted(axes: tuple[AxisFinding, ...]) -> Prediction:
+    """The axes that moved, each with the optimum of its fit."""
+    optima = tuple(
+        ShrunkenOptimum(axis=axis.axis, offset=axis.fit.optimum.value, gain=0.01, moves=axis.decision == "moved")
+        for axis in axes
+        if axis.fit
+    )
+    return Prediction(optima=optima, gain=Interval(0.02, 0.012, 0.028), detectable=0.004)
+
+
 def passes(*done: tuple[AxisFinding, ...]) -> MultiplierPasses:
     """Passes over a group, each moved all together."""
     gain = Interval(0.019, 0.015, 0.023)
-    move = Move(share=1.0, comparison=comparison("incumbent", gain, (0, 1, 2), "all together"))
-    found = tuple(Pass(axes=axes, moves=(move,) if axes else (), noise_known=True) for axes in done)
+    move = Move(share=1.0, comparison=comparison("incumbent", gain, (3000, 3001, 3002), "all together"), p_value=0.002)
+    found = tuple(
+        Pass(axes=axes, prediction=predicted(axes), moves=(move,) if axes else (), noise_known=True) for axes in done
+    )
     return MultiplierPasses(passes=found, most=len(found))
 
 

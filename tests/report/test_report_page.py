@@ -119,7 +119,8 @@ def test_axis_rows_hold_optimum_gain_and_decision(full: tuple[Path, str]) -> Non
         "+18.2 +16.8 to +19.6",
         "< 0.001",
         "▲ moved",
-        "1 → 2.144 (all together); best point gain 0.0182 nats/token (95 % CI 0.0168 … 0.0196), p = 0.0004 after Holm",
+        "1 → 2.144 (all together); best point gain 0.0182 nats/token (95 % CI 0.0168 … 0.0196), p = 0.0004 after Holm; "
+        "shrunken optimum +1.10 log2",
     ]
     assert parsed.row("ssm_dt")[0][3:7] == ["–", "–", "–", "? not identifiable"]
     assert parsed.row("attention_out")[0][6] == "⇥ edge"
@@ -234,7 +235,7 @@ def test_nothing_measured(tmp_path: Path) -> None:
 
 
 def test_no_confirmation_claims_nothing(tmp_path: Path) -> None:
-    """The joint step's own comparison is on the seeds that chose it, so it makes no headline."""
+    """The joint move of a group is tested against the incumbent before it alone, so it makes no headline."""
     parsed = page(write_run(tmp_path / "run", synthetic_findings((0, 1, 2), ()), {}))
     assert parsed.text("h1") == ["Interrupted after 2 of 3 stages: no gain is claimed"]
     assert parsed.row("all together")[0][4] == "+19.0"

@@ -9,9 +9,9 @@ from importlib import import_module
 import pytest
 from synthetic_run import AXES, SHAPE, axis_finding, comparison, confirmation, finding, passes
 
-from mup_tune.findings import Comparison, Finding, Result
+from mup_tune.findings import AxisFinding, Comparison, Finding, Result, Verified
 from mup_tune.findings.baselines import BaselineSet, RandomSearch
-from mup_tune.findings.joint_search import Candidate, Finalist, JointSearch, Search
+from mup_tune.findings.joint_search import Candidate, JointSearch, Search
 from mup_tune.report import words
 from mup_tune.settings import untuned
 from mup_tune.stats import Interval
@@ -65,10 +65,47 @@ def test_passes_name_themselves_where_the_plan_allows_several() -> None:
     assert words.summary(stage(passes((one,))))[0].startswith("embedding: 1 → 2.144 (all together); best point gain")
     flat = one.model_copy(update={"decision": "flat", "reason": "not better", "pass_": 2})
     two = passes((one,), (flat,))
-    two = two.model_copy(update={"passes": (two.passes[0], two.passes[1].model_copy(update={"moves": ()}))})
+    quiet = two.passes[1].model_copy(update={"moves": (), "prediction": None})
+    two = two.model_copy(update={"passes": (two.passes[0], quiet)})
     said = words.summary(stage(two))
     assert said[0].startswith("Pass 1: embedding: ")
     assert said[-2:] == ["Pass 2: Flat, kept: embedding.", "Pass 2 moved nothing, so it was the last."]
+
+
+def test_a_multiplier_says_what_it_shows_alone_and_where_it_went_with_the_others() -> None:
+    one = axis_finding(AXES[0], 1.0, (0, 1))
+    alone = "best point gain 0.0182 nats/token (95 % CI 0.0168 … 0.0196), p = 0.0004 after Holm; "
+    alone += "shrunken optimum +1.10 log2"
+    done = passes((one,)).passes[0]
+    untested = done.model_copy(update={"moves": ()})
+    for told, axis, text in (
+        (done, one, f"1 → 2.144 (all together); {alone}"),
+        (done, {"reason": "jointly"}, f"1 → 2.144 (all together); {alone}; alone its gain is not shown"),
+        (done, {"reason": "too little"}, f"kept: {alone}; too little beside the others' gain"),
+        (done, {"reason": "not better"}, f"kept: {alone}"),
+        (done, {"reason": "move failed"}, f"{alone}; the joint move was not better"),
+        (untested, {"reason": "move failed"}, f"{alone}; the joint move was too small to test"),
+    ):
+        axis = axis if isinstance(axis, AxisFinding) else one.model_copy(update=axis)
+        result = passes((axis,)).model_copy(update={"passes": (told.model_copy(update={"axes": (axis,)}),)})
+        assert words.why(stage(result), axis) == text
+
+
+def test_a_joint_move_says_what_was_promised_and_what_fresh_seeds_show() -> None:
+    done = passes((axis_finding(AXES[0], 1.0, (0, 1)),)).passes[0]
+    small = done.prediction.model_copy(update={"gain": Interval(0.002, 0.001, 0.003)})
+    lost = done.moves[0].model_copy(update={"comparison": comparison("incumbent", None, (0, 1)), "p_value": 1.0})
+    promised = "The curves ask 1 multiplier to move: predicted gain 0.0020 nats/token (95 % CI 0.0010 … 0.0030), "
+    promised += "if they do not act on one another."
+    for changed, said in (
+        ({"prediction": small, "moves": ()}, [promised, "Not tested: the fresh seeds show gains from about 0.0040"]),
+        ({}, ["On fresh seeds, moved all together: gain 0.0190 nats/token", "p = 0.002 after Bonferroni; taken."]),
+        ({"moves": (lost,)}, ["gain not known, for a seed diverged here or at the incumbent; not better."]),
+    ):
+        text = " ".join(
+            words.summary(stage(passes().model_copy(update={"passes": (done.model_copy(update=changed),)})))
+        )
+        assert all(each in text for each in said), text
 
 
 @pytest.mark.parametrize(
@@ -89,7 +126,7 @@ def test_a_confirmation_says_what_its_interval_does(gain: Interval | None, told:
 def test_of_several_better_finalists_the_first_is_taken() -> None:
     pairs = zip((BETTER, Interval(0.01, 0.005, 0.015), UNCLEAR), (0.01, 0.02, 1.0), strict=True)
     finalists = tuple(
-        Finalist(comparison=comparison("incumbent", gain, (7, 8), f"candidate {place}"), p_value=p)
+        Verified(comparison=comparison("incumbent", gain, (7, 8), f"candidate {place}"), p_value=p)
         for place, (gain, p) in enumerate(pairs)
     )
     search = Search(sampler="random", axes=("key",), radius=1.0, centre_losses={0: 2.0}, candidates=(), best=None)

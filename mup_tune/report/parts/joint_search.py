@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mup_tune import stats
-from mup_tune.findings import AxisFinding, Comparison, Finding
-from mup_tune.findings.joint_search import Candidate, Finalist, JointSearch, Search
+from mup_tune.findings import AxisFinding, Comparison, Finding, Verified
+from mup_tune.findings.joint_search import Candidate, JointSearch, Search
 from mup_tune.report.words import gain, loss, result_of
 
 SHOWN = 10  # candidates in the table
@@ -34,7 +34,7 @@ def summary(finding: Finding) -> list[str]:
     return said
 
 
-def _measured(finalist: Finalist) -> str:
+def _measured(finalist: Verified) -> str:
     if finalist.comparison.gain is None:
         return "gain not known: a seed diverged here or at the incumbent"
     return f"{gain(finalist.comparison.gain)}, p = {finalist.p_value:.2g} after Bonferroni"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mup_tune.findings import AxisFinding, Comparison, Finding
-from mup_tune.findings.multipliers import MultiplierPasses, Pass
+from mup_tune.findings.multipliers import Move, MultiplierPasses, Pass, Prediction
 from mup_tune.findings.result import sensitivities
+from mup_tune.report.formats import plural
 from mup_tune.report.words import BEST, Headline, change, gain, result_of
 
 QUIET = {"flat": "Flat, kept", "not identifiable": "Not identifiable, not swept"}
@@ -25,7 +26,7 @@ def summary(finding: Finding) -> list[str]:
         said.append(f"Without an SSM branch (d_ssm = 0) these do nothing: {', '.join(result.idle)}.")
     if any(axis.points for axis in first.axes) and not first.noise_known:
         said.append("Too few seeds and points to tell noise from gain: nothing was moved.")
-    if len(result.passes) > 1 and not last.moved:
+    if len(result.passes) > 1 and not last.taken:
         said.append(f"Pass {len(result.passes)} moved nothing, so it was the last.")
     return said
 
@@ -37,9 +38,32 @@ def _pass(done: Pass) -> Iterable[str]:
     for decision, words in QUIET.items():
         if those := [axis.axis for axis in done.axes if axis.decision == decision]:
             yield f"{words}: {', '.join(those)}."
+    if done.prediction is not None:
+        yield from _predicted(done.prediction)
     for move in done.moves:
-        taken = "taken" if move.taken else "not taken: the CI must lie above 0"
-        yield f"Moved {move.label}: {gain(move.comparison.gain)}, {taken}."
+        yield f"On fresh seeds, moved {move.label}: {_measured(move)}; {_verdict(done, move)}."
+
+
+def _predicted(prediction: Prediction) -> Iterable[str]:
+    if not prediction.joint:
+        yield "The curves ask for no move."
+        return
+    those = plural(len(prediction.joint), "multiplier")
+    yield f"The curves ask {those} to move: predicted {gain(prediction.gain)}, if they do not act on one another."
+    if not prediction.testable:
+        yield f"Not tested: the fresh seeds show gains from about {prediction.detectable:.4f} nats/token on."
+
+
+def _measured(move: Move) -> str:
+    if move.comparison.gain is None:
+        return "gain not known, for a seed diverged here or at the incumbent"
+    return f"{gain(move.comparison.gain)}, p = {move.p_value:.2g} after Bonferroni"
+
+
+def _verdict(done: Pass, move: Move) -> str:
+    if move == done.taken:
+        return "taken"
+    return "better, not the best" if move.better else "not better"
 
 
 def headline(finding: Finding) -> Headline | None:
@@ -62,6 +86,8 @@ def why(finding: Finding, axis: AxisFinding) -> str:
 
 def _why(done: Pass, axis: AxisFinding) -> str:
     said = f"best point {gain(axis.gain)}" + ("" if axis.p_value is None else f", p = {axis.p_value:.2g} after Holm")
+    if done.prediction and (optimum := done.prediction.optimum(axis.axis)):
+        said += f"; shrunken optimum {optimum.offset:+.2f} log2"
     match axis.reason:
         case "horizon":
             return f"η·λ·T = {axis.horizon:.3g} < 1: the run never leaves its init, not swept"
@@ -70,12 +96,17 @@ def _why(done: Pass, axis: AxisFinding) -> str:
         case "incumbent diverged":
             return "kept: the incumbent diverged, there is nothing to compare with"
         case "move failed":
-            return f"{said}; the joint move was not better"
-        case "fitted":
+            return f"{said}; the joint move was {'not better' if done.moves else 'too small to test'}"
+        case "too little":
+            return f"kept: {said}; too little beside the others' gain"
+        case "fitted" | "jointly":
             edge = f"; still at the edge after {axis.extended} extensions" if axis.decision == "edge" else ""
-            return f"{change(axis)} ({done.moves[-1].label}); {said}{edge}"
+            alone = "" if axis.reason == "fitted" else "; alone its gain is not shown"
+            label = f" ({done.taken.label})" if done.taken else ""
+            return f"{change(axis)}{label}; {said}{alone}{edge}"
     return f"kept: {said}"
 
 
 def verdict(finding: Finding, comparison: Comparison) -> str:
-    return "taken" if comparison.outcome == "better" else "not better"
+    tested = [(done, move) for done in result_of(finding, MultiplierPasses).passes for move in done.moves]
+    return next(_verdict(done, move) for done, move in tested if move.comparison == comparison)

@@ -12,8 +12,8 @@ from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
 from mup_tune.errors import UserError, as_value_error
-from mup_tune.findings import AxisFinding, Comparison, Decision, State
-from mup_tune.findings.joint_search import Candidate, Finalist, JointSearch, Search
+from mup_tune.findings import AxisFinding, Decision, State, Verified
+from mup_tune.findings.joint_search import Candidate, JointSearch, Search
 from mup_tune.multipliers import MULTIPLIER_NAMES, MULTIPLIERS
 from mup_tune.search import swept_axis
 from mup_tune.search.sampling import Sampler, check_room, suggest
@@ -157,7 +157,7 @@ class Joint(Stage):
             history = list(zip(points, stats.means(told), strict=True))
         return as_search(self.sampler, axes, self.radius, centre, candidates)
 
-    def _verified(self, asked: Asked, before: Settings, search: Search) -> tuple[list[Finalist], list[Settings]]:
+    def _verified(self, asked: Asked, before: Settings, search: Search) -> tuple[list[Verified], list[Settings]]:
         """The best candidates on the tuning seeds, beside the incumbent on fresh ones; best first."""
         means = stats.means([each.losses for each in search.candidates])
         ended = sorted((mean, index) for index, mean in enumerate(means) if mean is not None)
@@ -165,19 +165,12 @@ class Joint(Stage):
         if not chosen:
             return [], []
         settings = [moved(before, search.candidates[index].offsets) for index in chosen]
-        incumbent, *found = asked.losses([before, *settings], self.seeds(asked.context))
+        incumbent, *trained = asked.losses([before, *settings], self.seeds(asked.context))
         ranked = []
-        for index, at, losses in zip(chosen, settings, found, strict=True):
-            gain = stats.paired_gain(losses, incumbent)
-            compared = Comparison(
-                candidate=f"candidate {index + 1}",
-                reference="incumbent",
-                candidate_losses=losses,
-                reference_losses=incumbent,
-                gain=gain,
-            )
-            p_value = min(1.0, len(chosen) * (gain.p_value or 0.0)) if gain else 1.0
-            ranked.append((-gain.value if gain else inf, Finalist(comparison=compared, p_value=p_value), at))
+        for index, at, losses in zip(chosen, settings, trained, strict=True):
+            found = Verified.over_incumbent(f"candidate {index + 1}", losses, incumbent, len(chosen))
+            gain = found.comparison.gain
+            ranked.append((-gain.value if gain else inf, found, at))
         ranked.sort(key=lambda each: each[0])
         return [finalist for _, finalist, _ in ranked], [at for _, _, at in ranked]
 

@@ -1,20 +1,29 @@
 """The ``micro`` stage: every multiplier of a group swept alone around one incumbent, then moved together.
 
-The √2 grid is Falcon-H1's (arXiv 2507.22448); the tests, the joint step, its damping and the passes are ours.
+The √2 grid is Falcon-H1's (arXiv 2507.22448); the joint move, its tests and the passes are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from mup_tune import stats
 from mup_tune.errors import unknown
-from mup_tune.findings import AxisFinding, Comparison, Decision, Reason, State
-from mup_tune.findings.multipliers import Move, MultiplierPasses, Pass, share_label
+from mup_tune.findings import AxisFinding, Decision, Reason, State
+from mup_tune.findings.multipliers import (
+    Move,
+    MultiplierPasses,
+    Pass,
+    Prediction,
+    ShrunkenOptimum,
+    best_shown,
+    share_label,
+)
 from mup_tune.findings.result import sensitivities
 from mup_tune.multipliers import GROUPS, MULTIPLIER_NAMES, MULTIPLIERS
 from mup_tune.roles import group_lr_wd
@@ -26,24 +35,31 @@ from mup_tune.stats import SIGNIFICANT, Sigma
 
 HALF = 0.5  # one √2 step in log2
 REFINED = 2  # points that a refinement adds at most
-MOVES = 2  # joint moves that a pass trains at most: whole, and half
+SHARES = (1.0, 0.5, 0.25)  # of the joint move, in log2
+FIRST_SEED = 3000  # ``confirm`` counts from 1000, ``joint`` from 2000
+BETWEEN_PASSES = 100  # seeds from one pass's first to the next's
+SMALLEST = 0.05  # log2: what wants to move less stays
+LEAST = 0.1  # of an equal share of the joint gain: what adds less stays
 
 
 class Micro(Stage):
-    """Sweeps the multipliers of a group on √2 grids, all from one incumbent, and moves the ones that matter.
+    """Sweeps the multipliers of a group on √2 grids, all from one incumbent, and moves them together.
 
-    ``offsets`` count √2 steps. The best of several noisy points looks better than it is (winner's curse), so
-    (1) a multiplier is *flat*, and keeps its value, unless its best grid point beats the incumbent at p <
-        0.05 after
-    Bonferroni over the points it was picked from, Holm over the group and Bonferroni over the passes; that
-    test sees the first grid alone, never the points added because of it; (2) the others go to the fitted
-    optimum of all their points, which one lucky point does not decide; (3) they go there together,
-    ``damping`` of the way in log2, and only if that joint point beats the incumbent on the same seeds, its CI
-    above 0; else half of that way, else not at all. The gains named here share the incumbent's own draws and
-    stay a little optimistic: ``confirm`` measures on fresh seeds.
+    ``offsets`` count √2 steps. Many small moves gain together what none of them shows alone, so the curves
+    propose and fresh seeds decide:
+    (1) every curve's slope and curvature at the incumbent are shrunk by what their noise and the whole group
+    say (:mod:`mup_tune.stats.shrinkage`), which gives each multiplier an optimum;
+    (2) the multipliers go there together, the whole way, half and a quarter of it in log2, and meet the
+    incumbent on ``verify_seeds`` seeds that chose nothing;
+    (3) the best share is taken whose gain's CI, Student's t on the differences' own SD with Bonferroni over
+    shares and passes, lies above 0; else nothing moves. Where even the upper end of the predicted gain is
+    below what these seeds can show, nothing is tested.
 
-    Multipliers that act on one another overshoot when each goes where it wants alone: with ``passes`` > 1 the
-    group is swept again around the new incumbent, until a pass moves nothing.
+    A multiplier's own gain is *shown* where its best grid point beats the incumbent at p < 0.05 after
+    Bonferroni over the points it was picked from, Holm over the group and Bonferroni over the passes. That
+    says where to refine and how to call a curve. It decides nothing else, and sees the first grid alone.
+
+    With ``passes`` > 1 the group is swept again around the new incumbent, until a pass moves nothing.
     """
 
     kind: Literal["micro"] = "micro"
@@ -52,8 +68,8 @@ class Micro(Stage):
     refine: bool = True
     extend: Annotated[int, Field(ge=0, le=4)] = 2
     passes: Annotated[int, Field(ge=1, le=5)] = 1
-    damping: Annotated[float, Field(gt=0, le=1)] = 1.0
     n_seeds: Annotated[int, Field(ge=1)] | None = None
+    verify_seeds: Annotated[int, Field(ge=2, le=50)] = 6
 
     @field_validator("group")
     @classmethod
@@ -78,28 +94,35 @@ class Micro(Stage):
         passes = f", up to {self.passes} passes" if self.passes > 1 else ""
         return f"Multipliers: {self.group if isinstance(self.group, str) else ', '.join(self.group)}{passes}"
 
+    def seeds(self, context: Context, number: int) -> tuple[int, ...]:
+        """The seeds that test a pass's joint move: from 3000 on, in the next pass from 3100 on, and so on."""
+        first = FIRST_SEED + BETWEEN_PASSES * (number - 1)
+        return swept_axis.fresh_seeds(context, first, self.verify_seeds)
+
     def expected(self, trials: int, context: Context, state: State) -> int:
-        """And one joint move, which a quiet landscape gives no reason for."""
-        return trials and trials + len(swept_axis.chosen_seeds(context, self.n_seeds))
+        """And one test of a joint move, which a quiet landscape gives no reason for."""
+        return trials and trials + self._tested
 
     def most(self, expected: int, context: Context, state: State) -> int:
-        """All extended and refined, every pass to its end.
-
-        The incumbent is trained once: a later pass starts from the joint point of the one before.
-        """
+        """All extended and refined, every pass to its end."""
         if not expected:
             return 0
         acting = _acting(self.names, context)
-        curve = len(self.offsets) - 1 + self.extend + (REFINED if self.refine else 0)
         swept = sum(_identifiable(state.incumbent, name, context) for name in acting)
+        curve = len(self.offsets) - 1 + self.extend + (REFINED if self.refine else 0)
         # A pass may move what makes a weight decay identifiable, so that later passes may sweep them all.
-        trials = [1 + swept * curve + MOVES] + [len(acting) * curve + MOVES] * (self.passes - 1)
-        return len(swept_axis.chosen_seeds(context, self.n_seeds)) * sum(trials)
+        points = self.passes + curve * (swept + len(acting) * (self.passes - 1))
+        return len(swept_axis.chosen_seeds(context, self.n_seeds)) * points + self.passes * self._tested
+
+    @property
+    def _tested(self) -> int:
+        """Trials that test one joint move."""
+        return self.verify_seeds * (1 + len(SHARES))
 
     def walk(self, asked: Asked, state: State) -> Conclusion:
         context, incumbent = asked.context, state.incumbent
         passes, sigmas = list[Pass](), list[Sigma | None]()
-        while not passes or (len(passes) < self.passes and passes[-1].moved):
+        while not passes or (len(passes) < self.passes and passes[-1].taken):
             incumbent, found, sigma = self._pass(asked, incumbent, len(passes) + 1)
             passes.append(found)
             sigmas.append(sigma)
@@ -118,63 +141,82 @@ class Micro(Stage):
         swept_axis.train(asked, curves, [[HALF * offset for offset in self.offsets]] * len(curves), seeds)
         sigma = swept_axis.noise(curves)
         p_values = _adjusted(curves, sigma, self.passes)
-        sensitive = [curve for curve in curves if p_values.get(curve.axis, 1.0) < SIGNIFICANT]
-        self._follow(asked, sensitive, seeds)
-        moves, after = self._joint(asked, before, sensitive, seeds, sigma, number)
-        moved = bool(moves) and moves[-1].taken
-        axes = [_judged(each, after, sigma, p_values.get(each.axis), each in sensitive, moved) for each in curves]
+        shown = {axis for axis, p_value in p_values.items() if p_value < SIGNIFICANT}
+        self._follow(asked, curves, shown, self._predicted(curves, sigma), seeds)
+        prediction = self._predicted(curves, sigma)
+        moves = self._moves(asked, before, prediction, number)
+        taken, after = best_shown(moves), before
+        if taken and prediction:
+            after = _shifted(before, prediction, taken.share).with_values({}, name=self.label)
+        axes = [_judged(each, after, sigma, p_values.get(each.axis), prediction, taken) for each in curves]
         swept = {curve.axis for curve in curves}
         axes += [_not_identifiable(name, before, context) for name in acting if name not in swept]
         numbered = tuple(axis.model_copy(update={"pass_": number}) for axis in axes)
-        return after, Pass(axes=numbered, moves=tuple(moves), noise_known=sigma is not None), sigma
+        found = Pass(axes=numbered, prediction=prediction, moves=moves, noise_known=sigma is not None)
+        return after, found, sigma
 
-    def _follow(self, asked: Asked, sensitive: Sequence[SweptAxis], seeds: Sequence[int]) -> None:
-        """Extend curves whose best point is at the edge; refine the others by a √2 step on either side."""
+    def _predicted(self, curves: Sequence[SweptAxis], sigma: Sigma | None) -> Prediction | None:
+        """The joint move that the curves ask for, within what was trained; None where nothing tells."""
+        if sigma is None or any(stats.usable(curve.losses[0.0]) is None for curve in curves):
+            return None
+        fits = {curve.axis: stats.quadratic(curve.offsets, curve.ordered, sigma) for curve in curves}
+        usable = {axis: fit for axis, fit in fits.items() if fit is not None}
+        if not usable:
+            return None
+        known = stats.posterior(list(usable.values()))
+        low_n, high_n = np.array([(fit.low, fit.high) for fit in usable.values()]).T
+        optima_n = np.clip(known.optima_n, low_n, high_n)
+        gains_n = known.gains_n(optima_n)
+        moves_n = (np.abs(optima_n) >= SMALLEST) & (gains_n >= LEAST * gains_n.mean())
+        each = zip(usable, optima_n.tolist(), gains_n.tolist(), moves_n.tolist(), strict=True)
+        return Prediction(
+            optima=tuple(ShrunkenOptimum(axis=axis, offset=x, gain=gain, moves=moves) for axis, x, gain, moves in each),
+            gain=known.gain(np.where(moves_n, optima_n, 0.0)),
+            detectable=stats.detectable(sigma, self.verify_seeds, len(SHARES) * self.passes),
+        )
+
+    def _follow(
+        self,
+        asked: Asked,
+        curves: Sequence[SweptAxis],
+        shown: Collection[str],
+        prediction: Prediction | None,
+        seeds: Sequence[int],
+    ) -> None:
+        """Extend curves best at an edge that are shown or want to leave their grid; refine the shown."""
+        followed = [curve for curve in curves if curve.axis in shown or _pressed(curve, prediction)]
         refined: set[str] = set()
         while True:
             wanted = []
-            for curve in sensitive:
+            for curve in followed:
                 if curve.at_edge and curve.extended < self.extend and curve.axis not in refined:
                     wanted.append([curve.beyond()])
                     curve.extended += 1
-                elif self.refine and curve.axis not in refined:
+                elif self.refine and curve.axis in shown and curve.axis not in refined:
                     wanted.append(_between(curve))
                     refined.add(curve.axis)
                 else:
                     wanted.append([])
             if not any(wanted):
                 return
-            swept_axis.train(asked, sensitive, wanted, seeds)
+            swept_axis.train(asked, followed, wanted, seeds)
 
-    def _joint(
-        self,
-        asked: Asked,
-        before: Settings,
-        sensitive: Sequence[SweptAxis],
-        seeds: Sequence[int],
-        sigma: Sigma | None,
-        number: int,
-    ) -> tuple[list[Move], Settings]:
-        """The joint moves trained, whole and then halved, and the Settings they end at."""
-        optima = {curve.axis: offset for curve in sensitive if (offset := _optimum(curve, sigma))}
-        moves: list[Move] = []
-        for share in (self.damping, self.damping / 2):
-            if not optima:
-                break
-            settings = before.scaled({axis: 2.0 ** (share * offset) for axis, offset in optima.items()})
-            losses, centre = asked.losses([settings, before], seeds)
-            gain = stats.paired_gain(losses, centre, sigma)
-            compared = Comparison(
-                candidate=(f"pass {number}: " if self.passes > 1 else "") + share_label(share),
-                reference="incumbent",
-                candidate_losses=losses,
-                reference_losses=centre,
-                gain=gain,
-            )
-            moves.append(Move(share=share, comparison=compared))
-            if moves[-1].taken:
-                return moves, settings.with_values({}, name=self.label)
-        return moves, before
+    def _moves(self, asked: Asked, before: Settings, prediction: Prediction | None, number: int) -> tuple[Move, ...]:
+        """The joint move on fresh seeds, a share of the way each; none where they could show nothing."""
+        if prediction is None or not prediction.testable:
+            return ()
+        moved = [_shifted(before, prediction, share) for share in SHARES]
+        incumbent, *found = asked.losses([before, *moved], self.seeds(asked.context, number))
+        prefix = f"pass {number}: " if self.passes > 1 else ""
+        tests = len(SHARES) * self.passes
+        return tuple(
+            Move.over_incumbent(prefix + share_label(share), losses, incumbent, tests, share=share)
+            for share, losses in zip(SHARES, found, strict=True)
+        )
+
+
+def _shifted(before: Settings, prediction: Prediction, share: float) -> Settings:
+    return before.scaled({axis: 2.0 ** (share * offset) for axis, offset in prediction.joint.items()})
 
 
 def _acting(names: Sequence[str], context: Context) -> list[str]:
@@ -194,7 +236,7 @@ def _horizon(settings: Settings, name: str, context: Context) -> float:
 def _adjusted(curves: Sequence[SweptAxis], sigma: Sigma | None, passes: int) -> Mapping[str, float]:
     """p-value of every curve's best-minus-centre gain after Holm over the curves; left out if not known.
 
-    It is times the passes, so that all of them together move what is flat in at most 5 % of stages.
+    It is times the passes, so that all of them together show what is flat in at most 5 % of stages.
     """
     gains = {curve.axis: curve.gain(sigma) for curve in curves}
     known = {axis: gain.p_value for axis, gain in gains.items() if gain is not None and gain.p_value is not None}
@@ -207,9 +249,10 @@ def _between(curve: SweptAxis) -> list[float]:
     return [x for x in (best - HALF, best + HALF) if offsets[0] < x < offsets[-1] and x not in curve.losses]
 
 
-def _optimum(curve: SweptAxis, sigma: Sigma | None) -> float:
-    fit = curve.fit(sigma)
-    return (curve.best or 0.0) if fit is None else fit.optimum.value
+def _pressed(curve: SweptAxis, prediction: Prediction | None) -> bool:
+    """Whether the curve wants to leave its grid: best and shrunken optimum are both its last point."""
+    optimum = prediction and prediction.optimum(curve.axis)
+    return bool(optimum and optimum.moves and curve.at_edge and optimum.offset == curve.best)
 
 
 def _not_identifiable(name: str, before: Settings, context: Context) -> AxisFinding:
@@ -218,14 +261,23 @@ def _not_identifiable(name: str, before: Settings, context: Context) -> AxisFind
 
 
 def _judged(
-    curve: SweptAxis, after: Settings, sigma: Sigma | None, p_value: float | None, sensitive: bool, moved: bool
+    curve: SweptAxis,
+    after: Settings,
+    sigma: Sigma | None,
+    p_value: float | None,
+    prediction: Prediction | None,
+    taken: Move | None,
 ) -> AxisFinding:
-    decision: Decision = "edge" if curve.at_edge else "moved"
-    reason: Reason = "fitted"
-    if not sensitive:
+    shown = p_value is not None and p_value < SIGNIFICANT
+    decision: Decision
+    reason: Reason
+    if stats.usable(curve.losses[0.0]) is None:
+        decision, reason = "kept", "incumbent diverged"
+    elif taken and prediction and curve.axis in prediction.joint:
+        decision = "edge" if curve.at_edge and (shown or _pressed(curve, prediction)) else "moved"
+        reason = "fitted" if shown else "jointly"
+    elif shown:
+        decision, reason = ("kept", "too little") if taken else ("dropped", "move failed")
+    else:
         decision, reason = ("kept", "best") if curve.best == 0 else ("flat", "not better")
-        if stats.usable(curve.losses[0.0]) is None:
-            decision, reason = "kept", "incumbent diverged"
-    elif not moved:
-        decision, reason = "dropped", "move failed"
     return curve.finding(after, decision, sigma, reason=reason, p_value=p_value)
