@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from mup_tune.files import FrozenModel
 from mup_tune.findings.result import AxisFinding, Comparison, Result
 from mup_tune.stats import Interval
@@ -22,9 +24,9 @@ class Share(FrozenModel):
 class Round(FrozenModel):
     """One design around a centre, and the line search along the step that the surface predicts.
 
-    ``centre`` and ``step`` are in units of the axes, the centre from where the stage began. ``noise``: SD of one
-    trial's loss in nats/token; ``predicted``: gain of the whole step. Both are None where too many diverged.
-    ``taken``: the share that the centre moved by.
+    ``centre`` and ``step`` are in units of the axes, the centre from where the stage began. ``noise``: SD of
+    one trial's loss in nats/token; ``predicted``: gain of the whole step. Both are None where too many
+    diverged. ``taken``: the share that the centre moved by.
     """
 
     number: int
@@ -33,7 +35,7 @@ class Round(FrozenModel):
     trials: int
     diverged: int
     noise: float | None = None
-    step: dict[str, float] = {}
+    step: dict[str, float] = Field(default_factory=dict)
     predicted: Interval | None = None
     shares: tuple[Share, ...] = ()
     taken: float | None = None
@@ -46,7 +48,7 @@ class Round(FrozenModel):
 
 
 class Effect(FrozenModel):
-    """An axis of the surface at the last centre: slope and curvature in nats/token per log2 and per (log2)²."""
+    """An axis at the last centre: slope and curvature in nats/token per log2 and per (log2)²."""
 
     axis: str
     slope: Interval
@@ -57,8 +59,8 @@ class ResponseSurface(Result):
     """``moved`` compares the last centre with where the stage began on seeds that chose nothing.
 
     It is None where the centre never moved. ``next_gain``: what one more round would be predicted to gain;
-    ``round_trials`` and ``round_flops``: what it would cost. ``detectable``: smallest gain in nats/token that
-    the verification shows in four runs of five.
+    ``round_trials`` and ``round_flops``: what it would cost. ``detectable``: the gain in nats/token that the
+    verification's seeds show in about half of all runs.
     """
 
     type: Literal["surface"] = "surface"

@@ -14,7 +14,8 @@ PER_UNIT = 256  # entries are multiples of 1/256: the last bit of a float must n
 
 
 def fold_over(axes: int, pairs: int, radius: float, seeds: Sequence[int]) -> Array:
-    """A random three-level fold-over design [2·pairs, axes], in units of the axes; rows 2i and 2i + 1 are a pair.
+    """A random three-level fold-over design [2·pairs, axes], in units of the axes; rows 2i and 2i + 1 are a
+    pair.
 
     A row's entries are −1, 0 and +1 times its radius; its pair is its negative. A half-difference of a pair
     holds slopes and no curvature or interaction, a half-sum the other way round (fold-over: Box & Wilson,

@@ -1,8 +1,8 @@
 """The prior of an axis of a response surface: how sharply it bends, and how far off its optimum lies.
 
 An axis' curvature c is lognormal, and so positive; its optimum lies d ~ N(0, ρ²) off, and its slope is
-g = −c·d. A Gaussian model wants the Gaussian that stands for this prior beside what the trials say (expectation
-propagation: T. Minka, UAI 2001, arXiv 1301.2294): that of the same mean and covariance.
+g = −c·d. A Gaussian model wants the Gaussian that stands for this prior beside what the trials say
+(expectation propagation: T. Minka, UAI 2001, arXiv 1301.2294): that of the same mean and covariance.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from scipy.optimize import minimize
 
 from mup_tune.stats.losses import Array
 
-# What is known of hyperparameters before any trial: an optimum is some 2/3 of a unit off, and curvatures differ by
-# a factor of two from axis to axis. Around a centre that the same trials chose, evidence alone would take ρ for
-# 0, and promise nothing from a further step. benchmarks/search_methods.py measures what comes of it.
+# What is known of hyperparameters before any trial: an optimum is some 2/3 of a unit off, and curvatures
+# differ by a factor of two from axis to axis. Around a centre that the same trials chose, evidence alone
+# would take ρ for 0, and promise nothing from a further step. benchmarks/search_methods.py measures what
+# comes of it.
 OFF, OFF_SD = -0.4, 0.2  # ln ρ, in units of the axes
 SPREAD, SPREAD_SD = -0.4, 0.3  # ln of the SD of ln c
 EVALUATIONS = 60
@@ -54,8 +55,8 @@ class Curvatures:
         sum_K = weight_KM.sum(axis=1)
         weight_KM /= sum_K[:, None]
         mean_K2 = weight_KM @ at_M2
-        second_K22 = np.stack([weight_KM @ squares_M3[:, i] for i in range(3)], axis=1) / (1.0, 2.0, 1.0)
-        covariance_K22 = second_K22[:, [0, 1, 1, 2]].reshape(-1, 2, 2) - mean_K2[:, :, None] * mean_K2[:, None, :]
+        second_K3 = weight_KM @ squares_M3 / (1.0, 2.0, 1.0)
+        covariance_K22 = second_K3[:, [0, 1, 1, 2]].reshape(-1, 2, 2) - mean_K2[:, :, None] * mean_K2[:, None, :]
         return float((np.log(sum_K) + top_K).sum()), mean_K2, covariance_K22
 
 
@@ -67,7 +68,9 @@ def likeliest(start: Curvatures, precision_K22: Array, shift_K2: Array) -> Curva
         return 0.5 * float(prior) - _at(at).beside(precision_K22, shift_K2)[0]
 
     first = np.array([start.log_c, np.log(start.spread), np.log(start.off)])
-    found = minimize(unlikely, first, method="Nelder-Mead", options={"maxfev": EVALUATIONS, "xatol": 0.05, "fatol": 0.05})
+    found = minimize(
+        unlikely, first, method="Nelder-Mead", options={"maxfev": EVALUATIONS, "xatol": 0.05, "fatol": 0.05}
+    )
     return _at(found.x)
 
 

@@ -7,9 +7,9 @@ A trial n at x ∈ Rᴷ on seed s has the loss
 with x in units of the axes from the centre. There are more coefficients than trials, so all of them have
 priors (Box & Wilson, J. R. Statist. Soc. B 13:1, 1951, for the surface; Rasmussen & Williams, Gaussian
 Processes for Machine Learning, 2006, §2.7 and §5.4.1, for priors on coefficients and their marginal
-likelihood). Interactions h are normal and stay a part of the covariance. Slopes and curvatures have the prior of
-:mod:`mup_tune.stats.curvatures`. Losses beside a cliff have a heavy tail, and so the noise is Student's t with 4
-degrees of freedom, as weights w. All of it is float64.
+likelihood). Interactions h are normal and stay a part of the covariance. Slopes and curvatures have the prior
+of :mod:`mup_tune.stats.curvatures`. Losses beside a cliff have a heavy tail, and so the noise is Student's t
+with 4 degrees of freedom, as weights w. All of it is float64.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import hypot, sqrt
+from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
@@ -29,12 +30,12 @@ from mup_tune.stats.noise import UPPER, Interval
 from mup_tune.stats.parabola import MISFIT
 
 HEAVY_TAIL = 4.0  # degrees of freedom of the noise
-REWEIGHTED = 3  # fits, each with the weights of the one before
+EVALUATIONS = (60, 30, 30)  # of the likelihood, by fit; each has the weights that follow from the one before
 PROPAGATED = 6  # passes of expectation propagation
 DAMPED = 0.7  # of a pass' change
 LEAST_PRECISION = 0.03  # of an axis' prior, times the Gaussian start's
-START = np.array([1.0, -1.0, -1.0])  # ln variance of slopes, curvatures, interactions over the noise's, and its SD
-START_SD = 3.0
+START = np.array([1.0, -1.0, -1.0])  # ln of the variances of slopes, curvatures, interactions over the noise's
+START_SD = 3.0  # of their prior around it
 LEAST_NOISE = 1e-10  # variance over that of the losses: landscapes without noise must stay solvable
 LEAST_SPREAD = 1e-9  # of an axis' covariance, times the Gaussian start's
 LEAST_CURVATURE = 0.1  # of the median, for directions that seem to bend down
@@ -42,14 +43,16 @@ LEAST_CURVATURE = 0.1  # of the median, for directions that seem to bend down
 
 @dataclass(frozen=True)
 class Surface:
-    """The surface around ``centre`` [K]; ``noise`` is the SD of a single trial's loss in nats/token.
+    """The surface around ``centre`` [K]; ``noise`` is the SD of a single trial's loss in nats/token, on
+    ``dof`` degrees of freedom.
 
-    ``slopes`` and ``curvatures``: of every axis at the centre, in nats/token per unit and per unit². ``sd`` gives
-    the posterior SD of the surface's change over a step [K] from the centre, in nats/token.
+    ``slopes`` and ``curvatures``: of every axis at the centre, in nats/token per unit and per unit². ``sd``
+    gives the posterior SD of the surface's change over a step [K] from the centre, in nats/token.
     """
 
     centre_K: Array
     noise: float
+    dof: int
     slopes: tuple[Interval, ...]
     curvatures: tuple[Interval, ...]
     slope_K: Array
@@ -103,12 +106,15 @@ def fit_surface(x_NK: Array, seeds: Sequence[int], losses_N: Array, centre_K: Ar
     half_K2 = scale * float(ndtri(UPPER)) * sd_K2
     means_K2 = scale * fit.mean_K2
     intervals = [
-        tuple(Interval(float(v), float(v - h), float(v + h)) for v, h in zip(means_K2[:, i], half_K2[:, i], strict=True))
+        tuple(
+            Interval(float(v), float(v - h), float(v + h)) for v, h in zip(means_K2[:, i], half_K2[:, i], strict=True)
+        )
         for i in range(2)
     ]
     return Surface(
         centre_K=centre_K,
         noise=scale * sqrt(gaussian.noise),
+        dof=gaussian.dof,
         slopes=intervals[0],
         curvatures=intervals[1],
         slope_K=means_K2[:, 0],
@@ -133,7 +139,7 @@ class _Data:
 
     def interaction(self, step_K: Array) -> Array:
         """The kernel [N] of interactions between the trials and a step."""
-        return ((self.x_NK @ step_K) ** 2 - self.x_NK**2 @ step_K**2) / 2
+        return np.asarray(((self.x_NK @ step_K) ** 2 - self.x_NK**2 @ step_K**2) / 2)
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,7 @@ class _Gaussian:
     """The fit with normal priors on everything: noise variance and weights, and the priors' variances."""
 
     noise: float
+    dof: int
     weight_N: Array
     slopes: float
     curvatures: float
@@ -184,15 +191,14 @@ class _Restricted:
 
 def _gaussian(data: _Data) -> _Gaussian:
     likelihood = _Restricted(data)
-    weight_N, logs = np.ones_like(data.y_N), START
-    for again in range(REWEIGHTED):
-        if again:
-            weight_N = np.minimum((HEAVY_TAIL + 1) / (HEAVY_TAIL + rest_N**2), 1.0)
-        options = {"maxfev": 30 if again else 60, "xatol": 0.1, "fatol": 0.02}
+    rest_N, logs = np.zeros_like(data.y_N), START
+    for tries in EVALUATIONS:
+        weight_N = np.minimum((HEAVY_TAIL + 1) / (HEAVY_TAIL + rest_N**2), 1.0)
+        options = {"maxfev": tries, "xatol": 0.1, "fatol": 0.02}
         logs = minimize(likelihood.unlikely, logs, args=(weight_N,), method="Nelder-Mead", options=options).x
         beta_F, noise, rest_N = likelihood.solved(logs, weight_N)
     slopes, curvatures, interactions = (float(v) for v in noise * np.exp(logs) / likelihood.scales)
-    return _Gaussian(noise, weight_N, slopes, curvatures, interactions, float(beta_F[-1]))
+    return _Gaussian(noise, likelihood.dof, weight_N, slopes, curvatures, interactions, float(beta_F[-1]))
 
 
 class _Posterior:
@@ -221,7 +227,8 @@ class _Posterior:
         free_ST = self.offset_SS @ offsets_ST
         shape = (-1, k, 2)
         told_K22 = np.einsum("nki,nkj->kij", self.lifted_NK2, known_NT.reshape(shape))
-        return self.spread_K22 - told_K22 + np.einsum("ski,skj->kij", offsets_ST.reshape(shape), free_ST.reshape(shape))
+        untold_K22 = np.einsum("ski,skj->kij", offsets_ST.reshape(shape), free_ST.reshape(shape))
+        return np.asarray(self.spread_K22 - told_K22 + untold_K22)
 
     def sd(self, step_K: Array) -> float:
         """Posterior SD of the surface's change over a step, in the losses' units."""
@@ -237,12 +244,13 @@ class _Posterior:
 
 
 def _propagated(data: _Data, gaussian: _Gaussian) -> _Posterior:
-    """Expectation propagation: each axis' prior becomes the Gaussian that has the true prior's effect there."""
+    """Expectation propagation: each axis' prior becomes the Gaussian of the true prior's effect there."""
     axes = data.x_NK.shape[1]
     mean = max(gaussian.mean_curvature, sqrt(gaussian.curvatures) / 2, np.finfo(float).eps)
     spread = sqrt(np.log1p(max(gaussian.curvatures / mean**2, 0.05)))
-    true = Curvatures(float(np.log(mean)) - 0.2, spread, sqrt(max(gaussian.slopes / (mean**2 + gaussian.curvatures), 1e-4)))
-    sd_2 = np.sqrt([gaussian.slopes, gaussian.curvatures])
+    off = sqrt(max(gaussian.slopes / (mean**2 + gaussian.curvatures), 1e-4))
+    true = Curvatures(float(np.log(mean)) - 0.2, spread, off)
+    sd_2: Array = np.sqrt(np.array([gaussian.slopes, gaussian.curvatures]))
     prior_K2 = np.tile([0.0, max(gaussian.mean_curvature, 0.0)], (axes, 1))
     spread_K22 = np.tile(np.diag(sd_2**2), (axes, 1, 1))
     for each in range(PROPAGATED):
@@ -262,12 +270,13 @@ def _propagated(data: _Data, gaussian: _Gaussian) -> _Posterior:
     return _Posterior(data, gaussian, prior_K2, spread_K22)
 
 
-def _times(matrix_K22: Array, vector_K2: Array) -> Array:
-    return np.einsum("kij,kj->ki", matrix_K22, vector_K2)
+def _times(matrix_K22: Any, vector_K2: Any) -> Array:
+    return np.asarray(np.einsum("kij,kj->ki", matrix_K22, vector_K2), dtype=np.float64)
 
 
 def _inverse(precision_K22: Array, sd_2: Array) -> Array:
     """Covariances of the precisions, none of which may be vaguer than a Gaussian start many times over."""
     scale_22 = sd_2[:, None] * sd_2[None, :]
     values_K2, vectors_K22 = np.linalg.eigh(precision_K22 * scale_22)
-    return np.einsum("kij,kj,klj->kil", vectors_K22, 1 / np.maximum(values_K2, LEAST_PRECISION), vectors_K22) * scale_22
+    spread_K2 = 1 / np.maximum(values_K2, LEAST_PRECISION)
+    return np.asarray(np.einsum("kij,kj,klj->kil", vectors_K22, spread_K2, vectors_K22) * scale_22)

@@ -13,10 +13,11 @@ from mup_tune.findings.baselines import BaselineSet, RandomSearch, TunedBaseline
 from mup_tune.findings.global_axes import GlobalAxes
 from mup_tune.findings.joint_search import Candidate
 from mup_tune.multipliers import MULTIPLIER_NAMES
+from mup_tune.search.axes import acting, moved
 from mup_tune.search.sampling import suggest
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage, each_once
 from mup_tune.search.stages.elr_ewd import ElrEwd
-from mup_tune.search.stages.joint import acting, as_search, moved
+from mup_tune.search.stages.joint import as_search
 from mup_tune.settings import Settings, load_settings, untuned
 
 Baseline = Literal[

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from mup_tune import stats
-from mup_tune.errors import UserError, as_value_error
+from mup_tune.errors import UserError
 from mup_tune.findings import AxisFinding, Decision, State, Verified
 from mup_tune.findings.joint_search import Candidate, JointSearch, Search
-from mup_tune.multipliers import MULTIPLIER_NAMES, MULTIPLIERS
+from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.search import swept_axis
+from mup_tune.search.axes import Axes, acting, moved, named
 from mup_tune.search.sampling import Sampler, check_room, suggest
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage
-from mup_tune.settings import AXES, Settings, check_axis
-from mup_tune.shape import Shape
+from mup_tune.settings import AXES, Settings
 from mup_tune.stats import Losses
 
 FIRST_SEED = 2000  # ``confirm`` counts from 1000
@@ -37,7 +37,7 @@ class Joint(Stage):
 
     kind: Literal["joint"] = "joint"
     top: Annotated[int, Field(ge=1)] | None = None
-    axes: list[str] | str | None = None
+    axes: Axes | None = None
     sampler: Sampler = "tpe"
     trials: Annotated[int, Field(ge=1)] = 24
     batch: Annotated[int, Field(ge=1)] = 8
@@ -45,18 +45,6 @@ class Joint(Stage):
     n_seeds: Annotated[int, Field(ge=1)] | None = None
     finalists: Annotated[int, Field(ge=1)] = 2
     verify_seeds: Annotated[int, Field(ge=2, le=100)] = 4
-
-    @field_validator("axes")
-    @classmethod
-    def _known_axes(cls, axes: list[str] | str | None) -> list[str] | str | None:
-        if isinstance(axes, str) and axes != "all":
-            raise ValueError(f"{axes!r} is not allowed: give 'all' or a list of axes")
-        for axis in axes if isinstance(axes, list) else ():
-            with as_value_error():
-                check_axis(axis)
-        if isinstance(axes, list) and (not axes or len(set(axes)) != len(axes)):
-            raise ValueError(f"{axes} is not allowed: name at least one axis, each once")
-        return axes
 
     @model_validator(mode="after")
     def _consistent(self) -> Joint:
@@ -127,15 +115,7 @@ class Joint(Stage):
                 )
             taken = sorted(measured, key=lambda axis: (-measured[axis], AXES.index(axis)))[: self.top]
             return tuple(axis for axis in AXES if axis in taken)
-        wanted = ("elr", *MULTIPLIER_NAMES) if self.axes == "all" else tuple(self.axes or ())
-        axes = acting(wanted, shape)
-        if not axes:
-            raise UserError(
-                f"without an SSM branch (d_ssm = 0) none of {', '.join(wanted)} does anything",
-                field="axes",
-                fix="Name axes of another branch",
-            )
-        return axes
+        return named(self.axes or [], ("elr", *MULTIPLIER_NAMES), shape)
 
     def _search(self, asked: Asked, before: Settings, axes: Sequence[str], seeds: tuple[int, ...]) -> Search:
         """The centre and all candidates, round by round; the centre trains with the first, random round."""
@@ -173,16 +153,6 @@ class Joint(Stage):
             ranked.append((-gain.value if gain else inf, found, at))
         ranked.sort(key=lambda each: each[0])
         return [finalist for _, finalist, _ in ranked], [at for _, _, at in ranked]
-
-
-def acting(axes: Sequence[str], shape: Shape) -> tuple[str, ...]:
-    """Those of ``axes`` that do something at ``shape``."""
-    return tuple(axis for axis in axes if shape.d_ssm or axis not in MULTIPLIERS or not MULTIPLIERS[axis].needs_ssm)
-
-
-def moved(centre: Settings, offsets: Mapping[str, float]) -> Settings:
-    """``centre`` with log2 ``offsets`` added to its axes."""
-    return centre.scaled({axis: 2.0**offset for axis, offset in offsets.items()})
 
 
 def as_search(

@@ -11,12 +11,11 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from mup_tune import stats
-from mup_tune.errors import UserError
 from mup_tune.findings import AxisFinding, Comparison, Decision, State
 from mup_tune.findings.surface import Effect, ResponseSurface, Round, Share, Stop
 from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.search import swept_axis
-from mup_tune.search.axes import Axes, acting
+from mup_tune.search.axes import Axes, moved, named
 from mup_tune.search.fold_over import fold_over, on_grid
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage
 from mup_tune.settings import Settings
@@ -24,9 +23,10 @@ from mup_tune.stats import Interval, Losses, Sigma
 from mup_tune.stats.losses import Array
 from mup_tune.stats.surface import Surface, fit_surface
 
+EVERYTHING = ("elr", "ewd", *MULTIPLIER_NAMES)
 FIRST_SEED = 4000  # of the verification; round k searches its line on seeds from 4000 + 100·k on
 ROUND_SEEDS = 100
-UNITS = {"rope_base": 8.0}  # log2 of an axis' unit, 1 where not named: a RoPE base does nothing in small steps
+UNITS = {"rope_base": 8.0}  # log2 of an axis' unit, 1 elsewhere: a RoPE base does nothing in small steps
 SHRUNK = 0.7  # of the radius, after a round that brought nothing
 
 
@@ -39,15 +39,16 @@ def _shares(given: tuple[float, ...]) -> tuple[float, ...]:
 class SurfaceStage(Stage):
     """Moves all axes at once, in rounds, to the lowest point of a response surface.
 
-    A round trains a fold-over design of 2·``pairs`` trials around its centre, ±``radius`` log2 in every axis at
-    once, each trial on one tuning seed. A quadratic with shrunken coefficients is fitted to the trials of all
-    rounds. Its lowest point within ``reach`` radii is the step that it predicts to gain most. The line search
-    trains ``shares`` of that step beside the centre on ``line_seeds`` seeds that tuned nothing, and the next
-    round's centre is the best of them; where none of them is better the radius shrinks. There is no further
-    round where the predicted gain's CI includes 0.
+    A round trains a fold-over design of 2·``pairs`` trials around its centre, ±``radius`` log2 in every axis
+    at once, each trial on one tuning seed. A quadratic with shrunken coefficients is fitted to the trials of
+    all rounds. Its lowest point within ``reach`` radii is the step that it predicts to gain most. The line
+    search trains ``shares`` of that step beside the centre on ``line_seeds`` seeds that tuned nothing, and
+    the next round's centre is the best of them; where none of them is better the radius shrinks. There is no
+    further round where all of the predicted gain's interval lies below what ``verify_seeds`` seeds can show.
 
     The rounds only propose. The last centre then meets where the stage began on ``verify_seeds`` seeds that
-    chose nothing, and is taken if the CI of the gain lies above 0: Student's t on the paired differences' own SD.
+    chose nothing, and is taken if the CI of the gain lies above 0: Student's t on the paired differences' own
+    SD.
     """
 
     kind: Literal["surface"] = "surface"
@@ -68,7 +69,7 @@ class SurfaceStage(Stage):
 
     def walk(self, asked: Asked, state: State) -> Conclusion:
         begun = state.incumbent
-        search = _Search(self, asked, begun, self._axes(asked.context))
+        search = _Search(self, asked, begun, named(self.axes, EVERYTHING, asked.context.shape))
         stop = search.run()
         after = search.at(search.centre)
         moved = self._verified(asked, begun, after) if search.centre.any() else None
@@ -79,7 +80,7 @@ class SurfaceStage(Stage):
             units={axis: unit for axis, unit in search.units.items() if unit != 1},
             effects=() if surface is None else search.effects(surface),
             moved=moved,
-            detectable=None if surface is None else stats.detectable(_sigma(surface), self.verify_seeds),
+            detectable=None if surface is None else search.detectable(surface),
             next_gain=None if surface is None else surface.gain(search.step(surface)),
             round_trials=2 * search.pairs + (1 + len(self.shares)) * self.line_seeds,
             trials=len(asked.trials),
@@ -92,17 +93,6 @@ class SurfaceStage(Stage):
         state_after = replace(state, incumbent=taken, sensitivity={**state.sensitivity, **learned})
         sigma = None if surface is None else _sigma(surface)
         return Conclusion(state_after, self.finding(begun, taken, result.model_copy(update={"axes": judged}), sigma))
-
-    def _axes(self, context: Context) -> tuple[str, ...]:
-        wanted = ("elr", "ewd", *MULTIPLIER_NAMES) if self.axes == "all" else tuple(self.axes)
-        axes = acting(wanted, context.shape)
-        if not axes:
-            raise UserError(
-                f"without an SSM branch (d_ssm = 0) none of {', '.join(wanted)} does anything",
-                field="axes",
-                fix="Name axes of another branch",
-            )
-        return axes
 
     def line(self, context: Context, number: int) -> tuple[int, ...]:
         """Seeds of a round's line search."""
@@ -144,8 +134,8 @@ class _Search:
         self.rounds: list[Round] = []
 
     def at(self, place: Array) -> Settings:
-        factors = {axis: 2.0 ** (unit * x) for (axis, unit), x in zip(self.units.items(), place, strict=True)}
-        return self.begun.scaled(factors)
+        offsets = {axis: unit * float(x) for (axis, unit), x in zip(self.units.items(), place, strict=True)}
+        return moved(self.begun, offsets)
 
     def run(self) -> Stop:
         while len(self.rounds) < self.stage.rounds:
@@ -178,7 +168,7 @@ class _Search:
                 "predicted": predicted,
             }
         )
-        if predicted is not None and not predicted.above_0:
+        if surface is not None and predicted is not None and predicted.high < self.detectable(surface):
             self.rounds.append(done)
             return "no gain predicted"
         shares = self._line(number, step)
@@ -229,6 +219,10 @@ class _Search:
         reach = self.stage.reach * self.radius
         return on_grid(np.full(len(self.axes), reach) if surface is None else surface.minimum(reach))
 
+    def detectable(self, surface: Surface) -> float:
+        """The smallest gain that the verification's seeds can show."""
+        return stats.detectable(_sigma(surface), self.stage.verify_seeds)
+
     def effects(self, surface: Surface) -> tuple[Effect, ...]:
         rows = zip(self.units.items(), surface.slopes, surface.curvatures, strict=True)
         return tuple(
@@ -272,7 +266,7 @@ def _value(comparison: Comparison) -> float:
 
 
 def _judged(axis: str, before: Settings, after: Settings, result: ResponseSurface) -> AxisFinding:
-    """What became of an axis; it was measured with all others, so it has no points, fit or gain of its own."""
+    """What became of an axis; it was measured with all others, so it has no points or fit of its own."""
     old, new = before.value(axis), after.value(axis)
     decision: Decision = "kept" if new == old else "moved" if result.taken else "dropped"
     return AxisFinding(axis=axis, before=old, after=new if result.taken else old, decision=decision)
