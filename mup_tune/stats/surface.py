@@ -14,7 +14,7 @@ with 4 degrees of freedom, as weights w. All of it is float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import hypot, sqrt
 from typing import Any
@@ -29,6 +29,7 @@ from mup_tune.stats.losses import Array
 from mup_tune.stats.noise import UPPER, Interval
 from mup_tune.stats.parabola import MISFIT
 
+Z = float(ndtri(UPPER))
 HEAVY_TAIL = 4.0  # degrees of freedom of the noise
 EVALUATIONS = (60, 30, 30)  # of the likelihood, by fit; each has the weights that follow from the one before
 PROPAGATED = 6  # passes of expectation propagation
@@ -38,108 +39,124 @@ START = np.array([1.0, -1.0, -1.0])  # ln of the variances of slopes, curvatures
 START_SD = 3.0  # of their prior around it
 LEAST_NOISE = 1e-10  # variance over that of the losses: landscapes without noise must stay solvable
 LEAST_SPREAD = 1e-9  # of an axis' covariance, times the Gaussian start's
+SHARED = 1e-3  # of the least curvature, so that axes which do one and the same share the way
 LEAST_CURVATURE = 0.1  # of the median, for directions that seem to bend down
 
 
 @dataclass(frozen=True)
 class Surface:
-    """The surface around ``centre`` [K]; ``noise`` is the SD of a single trial's loss in nats/token, on
-    ``dof`` degrees of freedom.
+    """The surface around a centre; steps [K] are in units of the axes.
 
-    ``slopes`` and ``curvatures``: of every axis at the centre, in nats/token per unit and per unit². ``sd``
-    gives the posterior SD of the surface's change over a step [K] from the centre, in nats/token.
+    ``noise``: SD of a single trial's loss in nats/token, on ``dof`` degrees of freedom. ``coordinates_MK``
+    takes a step to the M coordinates that the quadratic is in. ``scale``: nats/token of its unit of loss.
     """
 
-    centre_K: Array
     noise: float
     dof: int
-    slopes: tuple[Interval, ...]
-    curvatures: tuple[Interval, ...]
-    slope_K: Array
-    hessian_KK: Array
-    sd: Callable[[Array], float]
+    coordinates_MK: Array
+    scale: float
+    _fit: _Posterior
+
+    @property
+    def slope(self) -> Array:
+        """Of every axis at the centre, in nats/token per unit."""
+        return np.asarray(self.scale * self._fit.mean_M2[:, 0] @ self.coordinates_MK)
+
+    @property
+    def hessian(self) -> Array:
+        """In nats/token per unit²."""
+        return np.asarray(self.scale * self.coordinates_MK.T @ self._fit.hessian_MM @ self.coordinates_MK)
+
+    def slopes(self) -> list[Interval]:
+        """Of every axis at the centre, in nats/token per unit."""
+        half_K = Z * self.scale * np.array([self._fit.sd_of_slope(row_M) for row_M in self.coordinates_MK.T])
+        return _intervals(self.slope, half_K)
+
+    def curvatures(self) -> list[Interval]:
+        """Of every axis, in nats/token per unit²."""
+        half_K = Z * self.scale * np.array([self._fit.sd_of_curvature(row_M) for row_M in self.coordinates_MK.T])
+        return _intervals(np.diag(self.hessian), half_K)
 
     def minimum(self, reach: float) -> Array:
         """The step [K] from the centre to the lowest point of the box of ±``reach`` units.
 
         Directions that seem to bend down are taken for slightly convex: trials do not tell them from noise.
+        Axes that do one and the same share the way.
         """
-        values_K, vectors_KK = np.linalg.eigh(self.hessian_KK)
-        least = LEAST_CURVATURE * max(float(np.median(values_K)), np.finfo(float).tiny)
-        convex_KK = (vectors_KK * np.maximum(values_K, least)) @ vectors_KK.T
+        values_M, vectors_MM = np.linalg.eigh(self.scale * self._fit.hessian_MM)
+        least = LEAST_CURVATURE * max(float(np.median(values_M)), np.finfo(float).tiny)
+        root_MK = np.sqrt(np.maximum(values_M, least))[:, None] * (vectors_MM.T @ self.coordinates_MK)
+        axes = self.coordinates_MK.shape[1]
+        convex_KK = root_MK.T @ root_MK + SHARED * least * np.eye(axes)
+
+        slope_K = self.slope
 
         def cost(step_K: Array) -> tuple[float, Array]:
             bend_K = convex_KK @ step_K
-            return float(self.slope_K @ step_K + step_K @ bend_K / 2), self.slope_K + bend_K
+            return float(slope_K @ step_K + step_K @ bend_K / 2), slope_K + bend_K
 
-        start_K = np.zeros_like(self.slope_K)
-        box = [(-reach, reach)] * len(start_K)
-        return np.asarray(minimize(cost, start_K, jac=True, method="L-BFGS-B", bounds=box).x)
+        box = [(-reach, reach)] * axes
+        return np.asarray(minimize(cost, np.zeros(axes), jac=True, method="L-BFGS-B", bounds=box).x)
 
     def gain(self, step_K: Array) -> Interval:
         """Predicted loss(centre) − loss(centre + step) in nats/token.
 
         The interval holds the posterior's SD, and 30 % of the gain for what a quadratic is trusted to miss.
         """
-        value = -float(self.slope_K @ step_K + step_K @ self.hessian_KK @ step_K / 2)
-        half = float(ndtri(UPPER)) * hypot(self.sd(step_K), MISFIT * value)
+        value = -float(self.slope @ step_K + step_K @ self.hessian @ step_K / 2)
+        half = Z * hypot(self.sd(step_K), MISFIT * value)
         return Interval(value, value - half, value + half)
 
+    def sd(self, step_K: Array) -> float:
+        """Posterior SD of the surface's change over a step from the centre, in nats/token."""
+        return self.scale * self._fit.sd(self.coordinates_MK @ step_K)
 
-def fit_surface(x_NK: Array, seeds: Sequence[int], losses_N: Array, centre_K: Array) -> Surface:
+
+def fit_surface(
+    x_NK: Array, seeds: Sequence[int], losses_N: Array, centre_K: Array, coordinates_MK: Array | None = None
+) -> Surface:
     """The surface around ``centre`` from N trials that ended, of all rounds.
 
     Args:
         x_NK: where they trained, in units of the axes, from any origin. seeds: whose offset each loss holds.
-        losses_N: nats/token. centre_K: from the same origin.
+        losses_N: nats/token. centre_K: from the same origin. coordinates_MK: what the loss depends on, as
+        linear functions of the axes, each of which bends on its own; the axes themselves if None.
 
     Raises:
         ValueError: fewer than two trials a seed, so that nothing is left to fit.
     """
     if len(losses_N) < 2 * len(set(seeds)):
         raise ValueError(f"{len(losses_N)} trials on {len(set(seeds))} seeds are too few for a surface")
+    if coordinates_MK is None:
+        coordinates_MK = np.eye(x_NK.shape[1])
     scale = float(np.median(np.abs(losses_N - np.median(losses_N)))) or float(losses_N.std()) or 1.0
-    data = _Data(x_NK - centre_K, _blocks(seeds), losses_N / scale)
+    data = _Data((x_NK - centre_K) @ coordinates_MK.T, _blocks(seeds), losses_N / scale)
     gaussian = _gaussian(data)
     fit = _propagated(data, gaussian)
-    sd_K2 = np.sqrt(np.einsum("kii->ki", fit.covariance_K22))
-    half_K2 = scale * float(ndtri(UPPER)) * sd_K2
-    means_K2 = scale * fit.mean_K2
-    intervals = [
-        tuple(
-            Interval(float(v), float(v - h), float(v + h)) for v, h in zip(means_K2[:, i], half_K2[:, i], strict=True)
-        )
-        for i in range(2)
-    ]
-    return Surface(
-        centre_K=centre_K,
-        noise=scale * sqrt(gaussian.noise),
-        dof=gaussian.dof,
-        slopes=intervals[0],
-        curvatures=intervals[1],
-        slope_K=means_K2[:, 0],
-        hessian_KK=scale * fit.hessian_KK,
-        sd=lambda step_K: scale * fit.sd(step_K),
-    )
+    return Surface(scale * sqrt(gaussian.noise), gaussian.dof, coordinates_MK, scale, fit)
+
+
+def _intervals(value_K: Array, half_K: Array) -> list[Interval]:
+    return [Interval(float(v), float(v - h), float(v + h)) for v, h in zip(value_K, half_K, strict=True)]
 
 
 def _blocks(seeds: Sequence[int]) -> Array:
     order = sorted(set(seeds))
-    return (np.asarray(seeds)[:, None] == np.asarray(order)[None, :]).astype(np.float64)
+    return np.asarray(np.asarray(seeds)[:, None] == np.asarray(order)[None, :]).astype(np.float64)
 
 
 class _Data:
     """Trials from the centre, and the three kernels that they make: slopes, curvatures, interactions."""
 
-    def __init__(self, x_NK: Array, blocks_NS: Array, y_N: Array) -> None:
-        self.x_NK, self.blocks_NS, self.y_N = x_NK, blocks_NS, y_N
-        self.terms_NK2 = np.stack([x_NK, x_NK**2 / 2], axis=2)
-        dots_NN, squares_NN = x_NK @ x_NK.T, x_NK**2 @ (x_NK**2).T
+    def __init__(self, x_NM: Array, blocks_NS: Array, y_N: Array) -> None:
+        self.x_NM, self.blocks_NS, self.y_N = x_NM, blocks_NS, y_N
+        self.terms_NM2 = np.stack([x_NM, x_NM**2 / 2], axis=2)
+        dots_NN, squares_NN = x_NM @ x_NM.T, x_NM**2 @ (x_NM**2).T
         self.kernels = (dots_NN, squares_NN / 4, (dots_NN**2 - squares_NN) / 2)
 
-    def interaction(self, step_K: Array) -> Array:
+    def interaction(self, step_M: Array) -> Array:
         """The kernel [N] of interactions between the trials and a step."""
-        return np.asarray(((self.x_NK @ step_K) ** 2 - self.x_NK**2 @ step_K**2) / 2)
+        return np.asarray(((self.x_NM @ step_M) ** 2 - self.x_NM**2 @ step_M**2) / 2)
 
 
 @dataclass(frozen=True)
@@ -160,7 +177,7 @@ class _Restricted:
 
     def __init__(self, data: _Data) -> None:
         self.y_N, self.kernels = data.y_N, data.kernels
-        self.fixed_NF = np.column_stack([data.blocks_NS, data.terms_NK2[:, :, 1].sum(axis=1)])
+        self.fixed_NF = np.column_stack([data.blocks_NS, data.terms_NM2[:, :, 1].sum(axis=1)])
         self.scales = np.array([float(np.diag(kernel).mean()) or 1.0 for kernel in data.kernels])
         self.dof = len(self.y_N) - self.fixed_NF.shape[1]
 
@@ -202,42 +219,53 @@ def _gaussian(data: _Data) -> _Gaussian:
 
 
 class _Posterior:
-    """Slopes and curvatures given the trials, where axis k has the prior N(prior_K2[k], spread_K22[k])."""
+    """Slopes and curvatures given the trials, where axis k has the prior N(prior_M2[k], spread_M22[k])."""
 
-    def __init__(self, data: _Data, gaussian: _Gaussian, prior_K2: Array, spread_K22: Array) -> None:
-        self.data, self.interactions, self.spread_K22 = data, gaussian.interactions, spread_K22
-        self.lifted_NK2 = np.einsum("nki,kij->nkj", data.terms_NK2, spread_K22)
-        covariance_NN = np.einsum("nkj,mkj->nm", self.lifted_NK2, data.terms_NK2)
+    def __init__(self, data: _Data, gaussian: _Gaussian, prior_M2: Array, spread_M22: Array) -> None:
+        self.data, self.interactions, self.spread_M22 = data, gaussian.interactions, spread_M22
+        self.lifted_NM2 = np.einsum("nki,kij->nkj", data.terms_NM2, spread_M22)
+        covariance_NN = np.einsum("nkj,mkj->nm", self.lifted_NM2, data.terms_NM2)
         covariance_NN += gaussian.interactions * data.kernels[2] + np.diag(gaussian.noise / gaussian.weight_N)
         self.factor = cho_factor(covariance_NN, lower=True)
         self.solved_NS = cho_solve(self.factor, data.blocks_NS)
         self.offset_SS = np.linalg.inv(data.blocks_NS.T @ self.solved_NS)
-        rest_N = data.y_N - np.einsum("nkj,kj->n", data.terms_NK2, prior_K2)
+        rest_N = data.y_N - np.einsum("nkj,kj->n", data.terms_NM2, prior_M2)
         offset_S = self.offset_SS @ (self.solved_NS.T @ rest_N)
         alpha_N = cho_solve(self.factor, rest_N - data.blocks_NS @ offset_S)
-        self.mean_K2 = prior_K2 + np.einsum("nkj,n->kj", self.lifted_NK2, alpha_N)
-        self.covariance_K22 = self._covariances()
-        self.hessian_KK = gaussian.interactions * (data.x_NK.T * alpha_N) @ data.x_NK
-        np.fill_diagonal(self.hessian_KK, self.mean_K2[:, 1])
+        self.mean_M2 = prior_M2 + np.einsum("nkj,n->kj", self.lifted_NM2, alpha_N)
+        self.covariance_M22 = self._covariances()
+        self.hessian_MM = gaussian.interactions * (data.x_NM.T * alpha_N) @ data.x_NM
+        np.fill_diagonal(self.hessian_MM, self.mean_M2[:, 1])
 
     def _covariances(self) -> Array:
-        n, k, _ = self.lifted_NK2.shape
-        lifted_NT = self.lifted_NK2.reshape(n, 2 * k)
+        n, k, _ = self.lifted_NM2.shape
+        lifted_NT = self.lifted_NM2.reshape(n, 2 * k)
         known_NT, offsets_ST = cho_solve(self.factor, lifted_NT), self.solved_NS.T @ lifted_NT
         free_ST = self.offset_SS @ offsets_ST
         shape = (-1, k, 2)
-        told_K22 = np.einsum("nki,nkj->kij", self.lifted_NK2, known_NT.reshape(shape))
-        untold_K22 = np.einsum("ski,skj->kij", offsets_ST.reshape(shape), free_ST.reshape(shape))
-        return np.asarray(self.spread_K22 - told_K22 + untold_K22)
+        told_M22 = np.einsum("nki,nkj->kij", self.lifted_NM2, known_NT.reshape(shape))
+        untold_M22 = np.einsum("ski,skj->kij", offsets_ST.reshape(shape), free_ST.reshape(shape))
+        return np.asarray(self.spread_M22 - told_M22 + untold_M22)
 
-    def sd(self, step_K: Array) -> float:
+    def sd(self, step_M: Array) -> float:
         """Posterior SD of the surface's change over a step, in the losses' units."""
-        terms_K2 = np.stack([step_K, step_K**2 / 2], axis=1)
-        with_trials_N = np.einsum("nkj,kj->n", self.lifted_NK2, terms_K2)
-        with_trials_N += self.interactions * self.data.interaction(step_K)
-        squares_K = step_K**2
-        prior = float(np.einsum("ki,kij,kj->", terms_K2, self.spread_K22, terms_K2))
-        prior += self.interactions * float(squares_K.sum() ** 2 - (squares_K**2).sum()) / 2
+        return self._sd(np.stack([step_M, step_M**2 / 2], axis=1), step_M, 1.0)
+
+    def sd_of_slope(self, along_M: Array) -> float:
+        """Of the slope at the centre in a direction."""
+        return self._sd(np.stack([along_M, 0 * along_M], axis=1), along_M, 0.0)
+
+    def sd_of_curvature(self, along_M: Array) -> float:
+        """Of the second derivative in a direction."""
+        return self._sd(np.stack([0 * along_M, along_M**2], axis=1), along_M, 2.0)
+
+    def _sd(self, terms_M2: Array, along_M: Array, interactions: float) -> float:
+        """Of Σ terms·(g, c) + ``interactions`` · Σ_{i<j} h_ij along_i along_j."""
+        with_trials_N = np.einsum("nkj,kj->n", self.lifted_NM2, terms_M2)
+        with_trials_N += interactions * self.interactions * self.data.interaction(along_M)
+        squares_M = along_M**2
+        prior = float(np.einsum("ki,kij,kj->", terms_M2, self.spread_M22, terms_M2))
+        prior += interactions**2 * self.interactions * float(squares_M.sum() ** 2 - (squares_M**2).sum()) / 2
         offset_S = self.solved_NS.T @ with_trials_N
         told = float(with_trials_N @ cho_solve(self.factor, with_trials_N) - offset_S @ self.offset_SS @ offset_S)
         return sqrt(max(prior - told, 0.0))
@@ -245,38 +273,38 @@ class _Posterior:
 
 def _propagated(data: _Data, gaussian: _Gaussian) -> _Posterior:
     """Expectation propagation: each axis' prior becomes the Gaussian of the true prior's effect there."""
-    axes = data.x_NK.shape[1]
+    axes = data.x_NM.shape[1]
     mean = max(gaussian.mean_curvature, sqrt(gaussian.curvatures) / 2, np.finfo(float).eps)
     spread = sqrt(np.log1p(max(gaussian.curvatures / mean**2, 0.05)))
     off = sqrt(max(gaussian.slopes / (mean**2 + gaussian.curvatures), 1e-4))
     true = Curvatures(float(np.log(mean)) - 0.2, spread, off)
     sd_2: Array = np.sqrt(np.array([gaussian.slopes, gaussian.curvatures]))
-    prior_K2 = np.tile([0.0, max(gaussian.mean_curvature, 0.0)], (axes, 1))
-    spread_K22 = np.tile(np.diag(sd_2**2), (axes, 1, 1))
+    prior_M2 = np.tile([0.0, max(gaussian.mean_curvature, 0.0)], (axes, 1))
+    spread_M22 = np.tile(np.diag(sd_2**2), (axes, 1, 1))
     for each in range(PROPAGATED):
-        fit = _Posterior(data, gaussian, prior_K2, spread_K22)
-        before_K22, after_K22 = np.linalg.inv(spread_K22), np.linalg.inv(fit.covariance_K22)
-        told_K22 = after_K22 - before_K22
-        shift_K2 = _times(after_K22, fit.mean_K2) - _times(before_K22, prior_K2)
+        fit = _Posterior(data, gaussian, prior_M2, spread_M22)
+        before_M22, after_M22 = np.linalg.inv(spread_M22), np.linalg.inv(fit.covariance_M22)
+        told_M22 = after_M22 - before_M22
+        shift_M2 = _times(after_M22, fit.mean_M2) - _times(before_M22, prior_M2)
         if each % 2 == 0:
-            true = likeliest(true, told_K22, shift_K2)
-        _, mean_K2, covariance_K22 = true.beside(told_K22, shift_K2)
-        precision_K22 = np.linalg.inv(covariance_K22 + LEAST_SPREAD * np.diag(sd_2**2))
+            true = likeliest(true, told_M22, shift_M2)
+        _, mean_M2, covariance_M22 = true.beside(told_M22, shift_M2)
+        precision_M22 = np.linalg.inv(covariance_M22 + LEAST_SPREAD * np.diag(sd_2**2))
         share = DAMPED if each else 1.0
-        new_K22 = share * (precision_K22 - told_K22) + (1 - share) * before_K22
-        new_K2 = share * (_times(precision_K22, mean_K2) - shift_K2) + (1 - share) * _times(before_K22, prior_K2)
-        spread_K22 = _inverse(new_K22, sd_2)
-        prior_K2 = _times(spread_K22, new_K2)
-    return _Posterior(data, gaussian, prior_K2, spread_K22)
+        new_M22 = share * (precision_M22 - told_M22) + (1 - share) * before_M22
+        new_M2 = share * (_times(precision_M22, mean_M2) - shift_M2) + (1 - share) * _times(before_M22, prior_M2)
+        spread_M22 = _inverse(new_M22, sd_2)
+        prior_M2 = _times(spread_M22, new_M2)
+    return _Posterior(data, gaussian, prior_M2, spread_M22)
 
 
-def _times(matrix_K22: Any, vector_K2: Any) -> Array:
-    return np.asarray(np.einsum("kij,kj->ki", matrix_K22, vector_K2), dtype=np.float64)
+def _times(matrix_M22: Any, vector_M2: Any) -> Array:
+    return np.asarray(np.einsum("kij,kj->ki", matrix_M22, vector_M2), dtype=np.float64)
 
 
-def _inverse(precision_K22: Array, sd_2: Array) -> Array:
+def _inverse(precision_M22: Array, sd_2: Array) -> Array:
     """Covariances of the precisions, none of which may be vaguer than a Gaussian start many times over."""
     scale_22 = sd_2[:, None] * sd_2[None, :]
-    values_K2, vectors_K22 = np.linalg.eigh(precision_K22 * scale_22)
-    spread_K2 = 1 / np.maximum(values_K2, LEAST_PRECISION)
-    return np.asarray(np.einsum("kij,kj,klj->kil", vectors_K22, spread_K2, vectors_K22) * scale_22)
+    values_M2, vectors_M22 = np.linalg.eigh(precision_M22 * scale_22)
+    spread_M2 = 1 / np.maximum(values_M2, LEAST_PRECISION)
+    return np.asarray(np.einsum("kij,kj,klj->kil", vectors_M22, spread_M2, vectors_M22) * scale_22)

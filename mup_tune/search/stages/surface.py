@@ -16,6 +16,7 @@ from mup_tune.findings.surface import Effect, ResponseSurface, Round, Share, Sto
 from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.search import swept_axis
 from mup_tune.search.axes import Axes, moved, named
+from mup_tune.search.coordinates import coordinates
 from mup_tune.search.fold_over import fold_over, on_grid
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage
 from mup_tune.settings import Settings
@@ -26,7 +27,8 @@ from mup_tune.stats.surface import Surface, fit_surface
 EVERYTHING = ("elr", "ewd", *MULTIPLIER_NAMES)
 FIRST_SEED = 4000  # of the verification; round k searches its line on seeds from 4000 + 100·k on
 ROUND_SEEDS = 100
-UNITS = {"rope_base": 8.0}  # log2 of an axis' unit, 1 elsewhere: a RoPE base does nothing in small steps
+# log2 of an axis' unit, 1 elsewhere: ELR and EWD move all groups, a RoPE base does nothing in small steps.
+UNITS = {"elr": 0.5, "ewd": 0.5, "rope_base": 8.0}
 SHRUNK = 0.7  # of the radius, after a round that brought nothing
 
 
@@ -130,6 +132,7 @@ class _Search:
         self.pairs = stage.pairs or max(len(axes), 4 * len(self.seeds))
         self.centre: Array = np.zeros(len(axes))
         self.radius = stage.radius
+        self.coordinates_MK = coordinates(self.units, asked.context.shape)
         self.trained = _Trained()
         self.rounds: list[Round] = []
 
@@ -212,7 +215,13 @@ class _Search:
         trained = self.trained
         if self.asked.rehearsed or len(trained.losses) < max(self.pairs, 2 * len(set(trained.seeds))):
             return None
-        return _surface(tuple(trained.places), tuple(trained.seeds), tuple(trained.losses), tuple(self.centre))
+        return _surface(
+            tuple(trained.places),
+            tuple(trained.seeds),
+            tuple(trained.losses),
+            tuple(self.centre),
+            tuple(map(tuple, self.coordinates_MK)),
+        )
 
     def step(self, surface: Surface | None) -> Array:
         """From the centre, in units; in a rehearsal any step is as many trials."""
@@ -224,7 +233,7 @@ class _Search:
         return stats.detectable(_sigma(surface), self.stage.verify_seeds)
 
     def effects(self, surface: Surface) -> tuple[Effect, ...]:
-        rows = zip(self.units.items(), surface.slopes, surface.curvatures, strict=True)
+        rows = zip(self.units.items(), surface.slopes(), surface.curvatures(), strict=True)
         return tuple(
             Effect(axis=axis, slope=_over(slope, unit), curvature=_over(curvature, unit**2))
             for (axis, unit), slope, curvature in rows
@@ -234,11 +243,14 @@ class _Search:
         return dict(zip(self.axes, map(float, place), strict=True))
 
 
+Rows = tuple[tuple[float, ...], ...]
+
+
 @lru_cache(maxsize=64)  # a walk is replayed at every barrier, all its rounds from the first
 def _surface(
-    places: tuple[tuple[float, ...], ...], seeds: tuple[int, ...], losses: tuple[float, ...], centre: tuple[float, ...]
+    places: Rows, seeds: tuple[int, ...], losses: tuple[float, ...], centre: tuple[float, ...], coordinates: Rows
 ) -> Surface:
-    return fit_surface(np.array(places), seeds, np.array(losses), np.array(centre))
+    return fit_surface(np.array(places), seeds, np.array(losses), np.array(centre), np.array(coordinates))
 
 
 def _sigma(surface: Surface) -> Sigma:
