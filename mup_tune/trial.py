@@ -57,6 +57,13 @@ class Budget(Schedule, _RowLength):
             raise ValueError("warmup_tokens + decay_tokens must not exceed total_tokens")
         return self
 
+    def longer(self, factor: float) -> Budget:
+        """``factor`` times the tokens in whole batches: warmup as it is, the decay with its share of all."""
+        batch = self.batch_tokens
+        steps = round(self.steps * factor)
+        decay = round(self.decay_tokens / self.total_tokens * steps) * batch
+        return self.model_copy(update={"total_tokens": steps * batch, "decay_tokens": decay})
+
     @property
     def rows(self) -> int:
         """Sequences in a batch."""

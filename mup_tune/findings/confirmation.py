@@ -1,17 +1,52 @@
-"""The incumbent against references on seeds that tuned nothing."""
+"""The incumbent against references on seeds that tuned nothing: in nats, in tokens, and at other Shapes."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from mup_tune.files import FrozenModel
 from mup_tune.findings.result import Comparison, Result
+from mup_tune.stats import Losses
+from mup_tune.stats.tokens import TokensSaved
+
+
+class Horizon(FrozenModel):
+    """The reference trained for ``factor`` times the plan's tokens, at an ELR tuned for it."""
+
+    factor: float
+    tokens: int
+    elr: float
+    losses: Losses
+
+
+class TokenGain(FrozenModel):
+    """What the gain over ``reference`` is worth in tokens. ``saved`` is None where it could not be told."""
+
+    reference: str
+    horizons: tuple[Horizon, ...]
+    candidate_losses: Losses
+    saved: TokensSaved | None
+
+    @property
+    def shown(self) -> bool:
+        return self.saved is not None and self.saved.factor.low > 1
+
+
+class AtShape(FrozenModel):
+    """The same Settings, carried to another Shape by their µP base."""
+
+    shape: str
+    parameters: int
+    comparison: Comparison
 
 
 class Confirmation(Result):
-    """Comparisons that may be claimed."""
+    """Comparisons that may be claimed; ``tokens`` and ``shapes`` where the plan asks for them."""
 
     type: Literal["confirmation"] = "confirmation"
     comparisons: tuple[Comparison, ...]
+    tokens: TokenGain | None = None
+    shapes: tuple[AtShape, ...] = ()
 
     @property
     def compared(self) -> tuple[Comparison, ...]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mup_tune.findings import Comparison, Finding
-from mup_tune.findings.confirmation import Confirmation
+from mup_tune.findings.confirmation import Confirmation, TokenGain
 from mup_tune.report import formats, words
+from mup_tune.report.parts import confirmation as said
 from mup_tune.run.tables import RunView
 
 OUTCOMES = {
@@ -56,7 +57,7 @@ def confirmation(run: RunView) -> Finding | None:
 def headline(run: RunView, claims: list[Claim]) -> words.Headline:
     """The gain named is the one over the hardest reference."""
     if claims:
-        return _claimed(claims)
+        return _claimed(claims, _tokens(run))
     concluded, wanted = len(run.findings), len(run.plan.stages)
     if not concluded and run.live:
         return words.Headline("Still in progress: no stage has concluded yet", "This page shows what was run so far.")
@@ -74,7 +75,12 @@ def headline(run: RunView, claims: list[Claim]) -> words.Headline:
     )
 
 
-def _claimed(claims: list[Claim]) -> words.Headline:
+def _tokens(run: RunView) -> TokenGain | None:
+    found = confirmation(run)
+    return found.result.tokens if found is not None and isinstance(found.result, Confirmation) else None
+
+
+def _claimed(claims: list[Claim], tokens: TokenGain | None) -> words.Headline:
     measured = [(each, gain) for each in claims if (gain := each.comparison.gain) is not None]
     if not measured:
         lost = "; ".join(f"over {each.comparison.reference}: {each.verdict}" for each in claims)
@@ -88,6 +94,11 @@ def _claimed(claims: list[Claim]) -> words.Headline:
     }.get(hardest.comparison.outcome, f"No confirmed gain over {reference}")
     parts = [f"Gain {formats.mnat(gain.value)}, 95 % CI {formats.mnat_ci(gain)} mnat/token"]
     parts[0] += f", over {formats.plural(hardest.seeds, 'seed')}."
+    if tokens is not None:
+        parts.insert(0, f"{said.tokens(tokens)}.")
+        if better and tokens.reference == reference and tokens.shown and tokens.saved is not None:
+            least = "less than " if tokens.saved.beyond else ""
+            title = f"Confirmed: the loss of {reference} with {least}1/{tokens.saved.factor.value:.2f} of its tokens"
     confirmed = [each.comparison.reference for each, gain in measured if gain.above_0 and each is not hardest]
     missing = [each.comparison.reference for each in claims if each.comparison.gain is None]
     if confirmed:

@@ -135,30 +135,30 @@ class Sweep:
             if trial.hash not in covered:
                 kinds.setdefault(_kind(trial), []).append(trial)
         # Calibrations first, and alone: what they say decides how the rest is packed.
-        unmeasured = [trials for kind, trials in kinds.items() if self.journal.get_note(f"calibration {kind}") is None]
+        first = {_speed(trials[0]): trials[0] for trials in kinds.values()}
+        unmeasured = [trial for speed, trial in first.items() if self.journal.get_note(f"calibration {speed}") is None]
         if unmeasured:
             self.queue.clear()
-            for trials in unmeasured:
-                self.queue.append(Calibrate(trials[0], SIZES))  # later stages may have more trials than this one
+            self.queue.extend(Calibrate(trial, SIZES) for trial in unmeasured)  # later stages may have more trials
             return
         # The dearest Shape first: what is left at the barrier is cheap.
-        largest = {kind: self._size(kind, len(trials)) for kind, trials in kinds.items()}
+        largest = {kind: self._size(trials) for kind, trials in kinds.items()}
         if kinds and self.plan.stages[self.index].equal_packs:
             largest = dict.fromkeys(kinds, min(largest.values()))
         for kind, trials in sorted(kinds.items(), key=lambda item: -item[1][0].flops):
             for members in split(tuple(trials), largest[kind]):
                 self.queue.append(self._planned(key, members))
 
-    def _size(self, kind: str, n_trials: int) -> int:
-        return min(self.largest, population_size(self._calibration(kind), n_trials, self.lanes))
+    def _size(self, trials: list[Trial]) -> int:
+        return min(self.largest, population_size(self._calibration(trials[0]), len(trials), self.lanes))
 
     def _planned(self, key: str, trials: tuple[Trial, ...]) -> Pack:
         pack = Pack.of(key, trials)
         self.journal.plan_pack(key, pack, {"members": len(trials), "lanes": self.lanes})
         return pack
 
-    def _calibration(self, kind: str) -> Calibration:
-        note = self.journal.get_note(f"calibration {kind}")
+    def _calibration(self, trial: Trial) -> Calibration:
+        note = self.journal.get_note(f"calibration {_speed(trial)}")
         return Calibration({int(size): speed for size, speed in note["tokens_per_s"].items()}, note["device"])
 
     def _shrink(self, work: Work, error: OutOfMemoryError) -> None:
@@ -175,12 +175,18 @@ class Sweep:
 
 
 def _id(work: Work) -> str:
-    return work.id if isinstance(work, Pack) else f"calibration {_kind(work.trial)}"
+    return work.id if isinstance(work, Pack) else f"calibration {_speed(work.trial)}"
 
 
 def _kind(trial: Trial) -> str:
     """What members of one pack share: Shape and Budget."""
     return content_hash([trial.shape.model_dump(mode="json"), trial.budget.model_dump(mode="json")])
+
+
+def _speed(trial: Trial) -> str:
+    """What decides a population's speed and memory; how long it trains is no part of it."""
+    budget = trial.budget.model_dump(mode="json", include={"seq_len", "batch_tokens", "val_lengths", "dtype"})
+    return content_hash([trial.shape.model_dump(mode="json"), budget])
 
 
 def _label(work: Work) -> str:

@@ -64,8 +64,9 @@ class Rehearsed(Asked):
         seeds: Iterable[int],
         shapes: Sequence[Shape | None] | None = None,
         around: Sequence[Settings] | None = None,
+        budget: Budget | None = None,
     ) -> list[Losses]:
-        found = super().losses(settings, seeds, shapes)
+        found = super().losses(settings, seeds, shapes, budget=budget)
         costs = [_cost(*pair) for pair in zip(settings, around or settings, strict=True)]
         return [dict.fromkeys(losses, 1.0 + cost) for losses, cost in zip(found, costs, strict=True)]
 

@@ -69,17 +69,19 @@ class Asked:
         seeds: Iterable[int],
         shapes: Sequence[Shape | None] | None = None,
         around: Sequence[Settings] | None = None,
+        budget: Budget | None = None,
     ) -> list[Losses]:
         """Loss per seed of each of ``settings``, at its entry of ``shapes`` or the proxy's Shape.
 
-        ``around``: what each is a step from, for a rehearsal to tell near from far.
+        ``around``: what each is a step from, for a rehearsal to tell near from far. ``budget``: the plan's if
+        None.
 
         Raises:
             BarrierError: some are not known yet; all of them are among ``trials`` then.
         """
         seeds = tuple(seeds)
         places = shapes or [None] * len(settings)
-        wanted = [self.context.trials(each, seeds, shape) for each, shape in zip(settings, places, strict=True)]
+        wanted = [self.context.trials(each, seeds, shape, budget) for each, shape in zip(settings, places, strict=True)]
         return [losses(rows) for rows in self.rows(wanted)]
 
     def rows(self, wanted: Sequence[Sequence[Trial]]) -> list[list[TrialResult]]:

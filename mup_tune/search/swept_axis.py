@@ -17,6 +17,7 @@ from mup_tune.search.stage import Asked, Context
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 from mup_tune.stats import NOTHING, Interval, Losses, Parabola, Sigma
+from mup_tune.trial import Budget
 
 MAX_OFFSET = 16.0
 
@@ -25,7 +26,8 @@ MAX_OFFSET = 16.0
 class SweptAxis:
     """One axis swept around ``centre`` on a log2 grid; ``losses`` by offset, filled as they become known.
 
-    ``shape`` is where it is trained, the proxy's Shape if None.
+    ``shape`` and ``budget`` are where it is trained, the plan's own if None. Curves that train together share
+    a budget.
     """
 
     axis: str
@@ -33,6 +35,7 @@ class SweptAxis:
     losses: dict[float, Losses] = field(default_factory=dict)
     extended: int = 0
     shape: Shape | None = None
+    budget: Budget | None = None
 
     def at(self, offset: float) -> Settings:
         return self.centre.scaled({self.axis: 2.0**offset})
@@ -107,7 +110,8 @@ def train(asked: Asked, curves: Sequence[SweptAxis], wanted: Sequence[Sequence[f
     """Fill ``wanted`` offsets of every curve, all curves' trials asked for at once."""
     todo = [(curve, offset) for curve, offsets in zip(curves, wanted, strict=True) for offset in offsets]
     shapes, centres = [curve.shape for curve, _ in todo], [curve.centre for curve, _ in todo]
-    found = asked.losses([curve.at(offset) for curve, offset in todo], seeds, shapes, centres)
+    (budget,) = {curve.budget for curve in curves} or {None}
+    found = asked.losses([curve.at(offset) for curve, offset in todo], seeds, shapes, centres, budget)
     for (curve, offset), losses in zip(todo, found, strict=True):
         curve.losses[offset] = losses
 

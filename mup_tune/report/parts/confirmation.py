@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from mup_tune.findings import Comparison, Finding
-from mup_tune.report.words import ci, nats, opposite
+from mup_tune.findings.confirmation import AtShape, Confirmation, TokenGain
+from mup_tune.report.words import ci, nats, opposite, result_of
 
 
 def summary(finding: Finding) -> list[str]:
-    return [sentence for each in finding.comparisons for sentence in _sentences(finding, each)]
+    result = result_of(finding, Confirmation)
+    said = [sentence for each in finding.comparisons for sentence in _sentences(finding, each)]
+    if result.tokens is not None:
+        said.insert(0, f"{tokens(result.tokens)}.")
+    return said + [_elsewhere(finding, each) for each in result.shapes]
+
+
+def tokens(gain: TokenGain) -> str:
+    """What the gain is worth in tokens, as a sentence without its end."""
+    saved, longest = gain.saved, gain.horizons[-1].factor
+    if saved is None:
+        return f"In tokens over {gain.reference}: not known, a seed diverged or more tokens do not lower its loss"
+    factor = f"{saved.factor.value:.2f} × {ci(saved.factor, '.2f')}"
+    if saved.beyond:
+        return f"Tokens saved: {gain.reference} does not reach the same loss with {longest:g} × the tokens"
+    if gain.shown:
+        return f"Tokens saved: {gain.reference} needs {factor} the tokens for the same loss"
+    return f"No tokens saved that the seeds can show: {gain.reference} needs {factor} the tokens for the same loss"
+
+
+def _elsewhere(finding: Finding, at: AtShape) -> str:
+    reference = at.comparison.reference
+    return f"At {at.shape} ({at.parameters:,} parameters), against {reference}: {verdict(finding, at.comparison)}."
 
 
 def _sentences(finding: Finding, comparison: Comparison) -> list[str]:

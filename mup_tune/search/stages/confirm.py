@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from mup_tune import stats
+from mup_tune.errors import UserError, located, unknown
 from mup_tune.findings import Comparison, State
-from mup_tune.findings.confirmation import Confirmation
+from mup_tune.findings.confirmation import AtShape, Confirmation, Horizon, TokenGain
 from mup_tune.search import swept_axis
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage, each_once, losses
+from mup_tune.search.swept_axis import SweptAxis
+from mup_tune.settings import Settings
+from mup_tune.shape import Shape, load_shape
 from mup_tune.stats import Interval
+from mup_tune.stats.tokens import tokens_saved
 from mup_tune.trial import TrialResult, source_loss, sources
 
 FIRST_SEED = 1000
+LINE, EXTENDED = (-0.5, 0.0, 0.5), 1  # log2 offsets of ELR at the longest horizon, and how often they may go on
+LONGEST = 8.0
+
+
+def _horizons(factors: tuple[float, ...]) -> tuple[float, ...]:
+    if factors and (len(factors) < 2 or min(factors) <= 1 or sorted(set(factors)) != list(factors)):
+        raise ValueError(f"{list(factors)} is not allowed: give at least two factors above 1, ascending")
+    if factors and factors[-1] > LONGEST:
+        raise ValueError(f"{factors[-1]:g} is not allowed: a horizon is at most {LONGEST:g} times the plan's tokens")
+    return factors
 
 
 class Confirm(Stage):
@@ -24,11 +40,28 @@ class Confirm(Stage):
     Nothing was chosen on these seeds, so the gain carries no winner's curse. Its CI is Student's t on the
     paired differences' own SD; a claim is made where the CI leaves 0 out. The gain on each source of a
     mixture is beside it, by the same method.
+
+    With ``horizons`` the reference ``tokens_against`` (the first of ``against`` if not named) also trains for
+    that many times the tokens, on the same seeds. So the gain is told in tokens too: the same loss with 1/x
+    of them. The reference's ELR is tuned anew at the longest horizon and interpolated in between, on a line of
+    ±½ log2 over the tuning seeds. A longer run wants another one, and a handicapped reference would flatter.
+
+    With ``shapes`` the incumbent and that reference meet at these Shapes as well, carried there by their µP
+    base. These comparisons stand beside the claim.
     """
 
     kind: Literal["confirm"] = "confirm"
     against: Annotated[list[str], Field(min_length=1), each_once("reference")]
     n_seeds: Annotated[int, Field(ge=2, le=100)] = 4
+    horizons: Annotated[tuple[float, ...], AfterValidator(_horizons)] = ()
+    tokens_against: str | None = None
+    shapes: Annotated[tuple[str, ...], each_once("shape")] = ()
+
+    @model_validator(mode="after")
+    def _known(self) -> Confirm:
+        if self.tokens_against not in (None, *self.against):
+            raise ValueError(unknown("reference", self.tokens_against, self.against))
+        return self
 
     @property
     def title(self) -> str:
@@ -39,17 +72,78 @@ class Confirm(Stage):
         """References that earlier stages must have stored."""
         return tuple(self.against)
 
+    @property
+    def hardest(self) -> str:
+        """The reference that longer horizons and other Shapes are trained for."""
+        return self.tokens_against or self.against[0]
+
     def seeds(self, context: Context) -> tuple[int, ...]:
         """1000, 1001, … without the plan's tuning seeds."""
         return swept_axis.fresh_seeds(context, FIRST_SEED, self.n_seeds)
 
+    def most(self, expected: int, context: Context, state: State) -> int:
+        """And the ELR line extended."""
+        return expected + (EXTENDED * len(context.seeds) if self.horizons else 0)
+
     def walk(self, asked: Asked, state: State) -> Conclusion:
+        context, seeds = asked.context, self.seeds(asked.context)
+        reference = state.references[self.hardest]
         settings = [state.incumbent, *(state.references[name] for name in self.against)]
-        seeds = self.seeds(asked.context)
-        ours, *theirs = asked.rows([asked.context.trials(each, seeds) for each in settings])
-        comparisons = tuple(_compared(name, ours, rows) for name, rows in zip(self.against, theirs, strict=True))
-        finding = self.finding(state.incumbent, state.incumbent, Confirmation(comparisons=comparisons))
-        return Conclusion(state, finding)
+        others = self._shapes(context)
+        wanted = [context.trials(each, seeds) for each in settings]
+        wanted += [context.trials(each, seeds, shape) for shape in others for each in (state.incumbent, reference)]
+        found = asked.rows(wanted)
+        (ours, *theirs), elsewhere = found[: len(settings)], found[len(settings) :]
+        result = Confirmation(
+            comparisons=tuple(_compared(name, ours, rows) for name, rows in zip(self.against, theirs, strict=True)),
+            tokens=self._tokens(asked, reference, ours, theirs[self.against.index(self.hardest)]),
+            shapes=tuple(
+                AtShape(
+                    shape=shape.name or f"d{shape.d_model} L{shape.n_layers}",
+                    parameters=shape.parameters(),
+                    comparison=_compared(self.hardest, elsewhere[2 * index], elsewhere[2 * index + 1]),
+                )
+                for index, shape in enumerate(others)
+            ),
+        )
+        return Conclusion(state, self.finding(state.incumbent, state.incumbent, result))
+
+    def _shapes(self, context: Context) -> list[Shape]:
+        """Raises UserError: no such Shape, or one of another vocabulary."""
+        found = []
+        for index, name in enumerate(self.shapes):
+            with located(field=f"shapes[{index}]"):
+                shape = load_shape(name)
+                if shape.vocab_size != context.shape.vocab_size:
+                    raise UserError(
+                        f"{name!r} has a vocabulary of {shape.vocab_size:,}, the proxy one of "
+                        f"{context.shape.vocab_size:,}",
+                        fix="Losses over other vocabularies cannot stand beside the proxy's: name another Shape",
+                    )
+                found.append(shape)
+        return found
+
+    def _tokens(
+        self, asked: Asked, reference: Settings, ours: Sequence[TrialResult], theirs: Sequence[TrialResult]
+    ) -> TokenGain | None:
+        if not self.horizons:
+            return None
+        budget, longest = asked.context.budget, self.horizons[-1]
+        line = SweptAxis("elr", reference, budget=budget.longer(longest))
+        swept_axis.train_grid(asked, [line], LINE, asked.context.seeds, EXTENDED)
+        fit = line.fit(swept_axis.noise([line]))
+        offset = (line.best or 0.0) if fit is None else fit.optimum.value
+        # log ELR is taken for linear in log tokens from the plan's own horizon, where it was tuned, on.
+        tuned = [reference.scaled({"elr": 2.0 ** (offset * log(x) / log(longest))}) for x in self.horizons]
+        budgets = [budget.longer(factor) for factor in self.horizons]
+        seeds = [row.trial.seed for row in ours]
+        pairs = zip(tuned, budgets, strict=True)
+        rows = asked.rows([asked.context.trials(each, seeds, budget=longer) for each, longer in pairs])
+        horizons = [Horizon(factor=1.0, tokens=budget.total_tokens, elr=reference.elr, losses=losses(theirs))]
+        for factor, longer, each, found in zip(self.horizons, budgets, tuned, rows, strict=True):
+            horizons.append(Horizon(factor=factor, tokens=longer.total_tokens, elr=each.elr, losses=losses(found)))
+        saved = tokens_saved(losses(ours), [each.losses for each in horizons], [each.factor for each in horizons])
+        return TokenGain(reference=self.hardest, horizons=tuple(horizons), candidate_losses=losses(ours), saved=saved)
 
 
 def _compared(name: str, ours: Sequence[TrialResult], theirs: Sequence[TrialResult]) -> Comparison:
