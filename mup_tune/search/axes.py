@@ -51,6 +51,24 @@ def named(axes: list[str] | str, everything: Sequence[str], shape: Shape) -> tup
     return there
 
 
+def most_sensitive(axes: Sequence[str], sensitivity: Mapping[str, float], top: int, refuse: bool) -> tuple[str, ...]:
+    """The ``top`` of ``axes`` along which the loss bends most, in their order; fewer where fewer bend.
+
+    Raises:
+        UserError: fewer bend, and ``refuse``: before anything is spent. An axis that turns out flat ends no
+        run half-way.
+    """
+    measured = {axis: sensitivity[axis] for axis in axes if sensitivity.get(axis, 0.0) > 0}
+    if len(measured) < top and refuse:
+        raise UserError(
+            f"top = {top} but earlier stages measure only {len(measured)} axes",
+            field="top",
+            fix="Put a `surface`, `micro` or `elr_ewd` stage before this one, lower it, or name them",
+        )
+    taken = sorted(measured, key=lambda axis: (-measured[axis], axes.index(axis)))[:top]
+    return tuple(axis for axis in axes if axis in taken)
+
+
 def moved(centre: Settings, offsets: Mapping[str, float]) -> Settings:
     """``centre`` with log2 ``offsets`` added to its axes."""
     return centre.scaled({axis: 2.0**offset for axis, offset in offsets.items()})

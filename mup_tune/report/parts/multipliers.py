@@ -19,6 +19,8 @@ def summary(finding: Finding) -> list[str]:
     for number, each in enumerate(result.passes, 1):
         prefix = f"Pass {number}: " if result.most > 1 else ""
         said += [prefix + sentence for sentence in _pass(each)]
+    if not result.passes:
+        return ["No multiplier has shown a curvature so far, so there is nothing to sweep."]
     first, last = result.passes[0], result.passes[-1]
     if any(axis.decision == "not identifiable" for axis in last.axes):
         said.append("Weight decay is not identifiable where η·λ·T < 1: the run never leaves its init.")

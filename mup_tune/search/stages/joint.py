@@ -11,12 +11,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from mup_tune import stats
-from mup_tune.errors import UserError
 from mup_tune.findings import AxisFinding, Decision, State, Verified
 from mup_tune.findings.joint_search import Candidate, JointSearch, Search
 from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.search import swept_axis
-from mup_tune.search.axes import Axes, acting, moved, named
+from mup_tune.search.axes import Axes, acting, most_sensitive, moved, named
 from mup_tune.search.sampling import Sampler, check_room, suggest
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage
 from mup_tune.settings import AXES, Settings
@@ -104,17 +103,7 @@ class Joint(Stage):
         """
         shape = asked.context.shape
         if self.top is not None:
-            measured = {axis: state.sensitivity[axis] for axis in acting(AXES, shape) if axis in state.sensitivity}
-            measured = {axis: each for axis, each in measured.items() if each > 0}
-            # Refused before anything is spent; an axis that turns out flat ends no run half-way.
-            if len(measured) < self.top and asked.rehearsed:
-                raise UserError(
-                    f"top = {self.top} but earlier stages measure only {len(measured)} axes",
-                    field="top",
-                    fix="Put `micro` or `elr_ewd` stages before this one, lower it, or name `axes`",
-                )
-            taken = sorted(measured, key=lambda axis: (-measured[axis], AXES.index(axis)))[: self.top]
-            return tuple(axis for axis in AXES if axis in taken)
+            return most_sensitive(acting(AXES, shape), state.sensitivity, self.top, refuse=asked.rehearsed)
         return named(self.axes or [], ("elr", *MULTIPLIER_NAMES), shape)
 
     def _search(self, asked: Asked, before: Settings, axes: Sequence[str], seeds: tuple[int, ...]) -> Search:

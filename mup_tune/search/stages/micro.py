@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
 from mup_tune.errors import unknown
@@ -28,6 +28,7 @@ from mup_tune.findings.result import sensitivities
 from mup_tune.multipliers import GROUPS, MULTIPLIER_NAMES, MULTIPLIERS
 from mup_tune.roles import group_lr_wd
 from mup_tune.search import swept_axis
+from mup_tune.search.axes import most_sensitive
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage
 from mup_tune.search.swept_axis import Grid, SweptAxis
 from mup_tune.settings import Settings
@@ -63,7 +64,8 @@ class Micro(Stage):
     """
 
     kind: Literal["micro"] = "micro"
-    group: str | list[str]
+    group: str | list[str] | None = None
+    top: Annotated[int, Field(ge=1)] | None = None
     offsets: Grid = (-4.0, -2.0, 0.0, 2.0, 4.0)
     refine: bool = True
     extend: Annotated[int, Field(ge=0, le=4)] = 2
@@ -73,7 +75,9 @@ class Micro(Stage):
 
     @field_validator("group")
     @classmethod
-    def _known_group(cls, group: str | list[str]) -> str | list[str]:
+    def _known_group(cls, group: str | list[str] | None) -> str | list[str] | None:
+        if group is None:
+            return None
         if isinstance(group, str):
             if group not in GROUPS:
                 raise ValueError(unknown("group", group, GROUPS) + "; a list of multipliers may be given as well")
@@ -85,14 +89,23 @@ class Micro(Stage):
             raise ValueError(f"{group} is not allowed: name at least one multiplier, each once")
         return group
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return GROUPS[self.group] if isinstance(self.group, str) else tuple(self.group)
+    @model_validator(mode="after")
+    def _either(self) -> Micro:
+        if (self.group is None) == (self.top is None):
+            raise ValueError("give either `group` or `top` (the most sensitive of the multipliers measured before)")
+        return self
+
+    def names(self, state: State, refuse: bool = False) -> tuple[str, ...]:
+        """The multipliers of the group, or the ``top`` ones by what earlier stages measured."""
+        if self.top is not None:
+            return most_sensitive(MULTIPLIER_NAMES, state.sensitivity, self.top, refuse)
+        return GROUPS[self.group] if isinstance(self.group, str) else tuple(self.group or ())
 
     @property
     def title(self) -> str:
         passes = f", up to {self.passes} passes" if self.passes > 1 else ""
-        return f"Multipliers: {self.group if isinstance(self.group, str) else ', '.join(self.group)}{passes}"
+        which = f"the {self.top} most sensitive" if self.top else self.group
+        return f"Multipliers: {which if isinstance(which, str) else ', '.join(which or ())}{passes}"
 
     def seeds(self, context: Context, number: int) -> tuple[int, ...]:
         """The seeds that test a pass's joint move: from 3000 on, in the next pass from 3100 on, and so on."""
@@ -107,7 +120,7 @@ class Micro(Stage):
         """All extended and refined, every pass to its end."""
         if not expected:
             return 0
-        acting = _acting(self.names, context)
+        acting = _acting(self.names(state), context)
         swept = sum(_identifiable(state.incumbent, name, context) for name in acting)
         curve = len(self.offsets) - 1 + self.extend + (REFINED if self.refine else 0)
         # A pass may move what makes a weight decay identifiable, so that later passes may sweep them all.
@@ -121,22 +134,27 @@ class Micro(Stage):
 
     def walk(self, asked: Asked, state: State) -> Conclusion:
         context, incumbent = asked.context, state.incumbent
+        names = self.names(state, refuse=asked.rehearsed)
+        if not names:
+            return Conclusion(state, self.finding(incumbent, incumbent, MultiplierPasses(passes=(), most=self.passes)))
         passes, sigmas = list[Pass](), list[Sigma | None]()
         while not passes or (len(passes) < self.passes and passes[-1].taken):
-            incumbent, found, sigma = self._pass(asked, incumbent, len(passes) + 1)
+            incumbent, found, sigma = self._pass(asked, incumbent, names, len(passes) + 1)
             passes.append(found)
             sigmas.append(sigma)
-        idle = tuple(name for name in self.names if name not in _acting(self.names, context))
+        idle = tuple(name for name in names if name not in _acting(names, context))
         result = MultiplierPasses(passes=tuple(passes), most=self.passes, idle=idle)
-        learned = {**dict.fromkeys(self.names, 0.0), **sensitivities(result.swept)}
+        learned = {**dict.fromkeys(names, 0.0), **sensitivities(result.swept)}
         state_after = replace(state, incumbent=incumbent, sensitivity={**state.sensitivity, **learned})
         return Conclusion(state_after, self.finding(state.incumbent, incumbent, result, sigmas[0]))
 
-    def _pass(self, asked: Asked, before: Settings, number: int) -> tuple[Settings, Pass, Sigma | None]:
+    def _pass(
+        self, asked: Asked, before: Settings, names: Sequence[str], number: int
+    ) -> tuple[Settings, Pass, Sigma | None]:
         """One pass around ``before``: the Settings it ends at, what it found, its σ_Δ."""
         context = asked.context
         seeds = swept_axis.chosen_seeds(context, self.n_seeds)
-        acting = _acting(self.names, context)
+        acting = _acting(names, context)
         curves = [SweptAxis(name, before) for name in acting if _identifiable(before, name, context)]
         swept_axis.train(asked, curves, [[HALF * offset for offset in self.offsets]] * len(curves), seeds)
         sigma = swept_axis.noise(curves)
