@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mup_tune import stats
 from mup_tune.stats import Quadratic, Sigma, posterior, quadratic
-from mup_tune.stats.parabola import trust
+from mup_tune.stats.quadratic import weights
 from mup_tune.stats.shrinkage import CURVATURES_c
 
 GRID = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -44,7 +44,7 @@ def test_the_information_is_that_of_weighted_least_squares(slope, curvature, com
     block = stats.near_minimum(stats.means(losses))
     assume(len(block) > 2)
     x_K, y_K = np.array(GRID)[block], np.array(stats.means(losses))[block]
-    weight_K = trust(y_K, sigma.value / 6**0.5)
+    weight_K = weights(y_K, sigma.value / 6**0.5)
     half_bend, linear, _ = np.polyfit(x_K, y_K, 2, w=np.sqrt(weight_K))
     assert np.linalg.solve(found.precision_22, found.pull_2) == pytest.approx(
         [linear, 2 * half_bend], rel=1e-6, abs=1e-9

@@ -1,5 +1,6 @@
-"""Fits and intervals for few seeds. The surface that later stages fit will live beside the parabola."""
+"""Fits and intervals for few seeds."""
 
+from mup_tune.stats.bowl import Bowl, fit_bowl
 from mup_tune.stats.losses import Losses, argmin, mean, means, usable
 from mup_tune.stats.noise import (
     NOTHING,
@@ -13,13 +14,15 @@ from mup_tune.stats.noise import (
     sigma_delta,
     slope,
 )
-from mup_tune.stats.parabola import MISFIT_LEVEL, Parabola, fit_parabola, lack_of_fit, near_minimum
+from mup_tune.stats.parabola import Parabola, fit_parabola, lack_of_fit, near_minimum
+from mup_tune.stats.quadratic import MISFIT_LEVEL
 from mup_tune.stats.shrinkage import Posterior, Quadratic, posterior, quadratic
 
 __all__ = [
     "MISFIT_LEVEL",
     "NOTHING",
     "SIGNIFICANT",
+    "Bowl",
     "Interval",
     "Losses",
     "Parabola",
@@ -28,6 +31,7 @@ __all__ = [
     "Sigma",
     "argmin",
     "detectable",
+    "fit_bowl",
     "fit_parabola",
     "holm",
     "lack_of_fit",

@@ -12,21 +12,22 @@ from typing import ClassVar
 
 import numpy as np
 from pydantic import ConfigDict
-from scipy.special import fdtrc, ndtri, stdtrit
+from scipy.special import stdtrit
 
 from mup_tune.stats.local import Bounds, local_fit
 from mup_tune.stats.losses import Array, Losses, argmin, common, matrix, means, usable
 from mup_tune.stats.noise import UPPER, Interval, Sigma, sigma_delta
-
-TINY = 1e-18  # nats²: below it nothing is noise
-RESAMPLES = 2000
-FAR = 10.0  # a point this many times the median excess above the minimum is a cliff, no part of a parabola
-MISFIT = 0.3  # what a parabola is trusted to miss of a point's excess over the minimum
-MIN_R2 = 0.5
-# A parabola that misses its points at this level gives way to local fits. benchmarks/landscapes.py chose the
-# level and the margins. At 0.05 two noisy seeds leave so many skewed bowls to a parabola that its CI covers
-# 89 %.
-MISFIT_LEVEL = 0.1
+from mup_tune.stats.quadratic import (
+    MISFIT_LEVEL,
+    TAILS,
+    cliff,
+    explained,
+    misfit,
+    reach,
+    resampled_means,
+    solver,
+    weights,
+)
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,17 @@ class Parabola:
 def near_minimum(values: Sequence[float | None]) -> list[int]:
     """Indices of the points around the lowest one that a parabola may be fitted to, in order.
 
-    From the lowest point outwards up to, and without, the first one that diverged or is a cliff: its excess
-    over the minimum is more than 10 times the median excess of all points (an even grid on a parabola stays
-    below, at 4 to 9 times; told from 4 points on).
+    From the lowest point outwards up to, and without, the first one that diverged or is a cliff
+    (:func:`mup_tune.stats.quadratic.cliff`).
     """
     best = argmin(values)
     if best is None:
         return []
-    floor = values[best]
-    assert floor is not None
-    excess = sorted(value - floor for index, value in enumerate(values) if value is not None and index != best)
-    limit = FAR * excess[(len(excess) - 1) // 2] if len(excess) >= 3 else float("inf")
+    limit = cliff(values, best)
 
     def inside(index: int) -> bool:
         value = values[index] if 0 <= index < len(values) else None
-        return value is not None and value - floor <= limit
+        return value is not None and value <= limit
 
     first = last = best
     while inside(first - 1):
@@ -78,21 +75,9 @@ def near_minimum(values: Sequence[float | None]) -> list[int]:
 
 
 def lack_of_fit(x: Sequence[float], points: Sequence[Mapping[int, float]], sigma: Sigma | None = None) -> float | None:
-    """p-value of the F test that a parabola misses the points' means by more than the seeds' noise explains.
-
-    F = n·Σ rest²/(K − 3) / (σ_Δ²/2) with K − 3 and σ_Δ's degrees of freedom, ``rest`` about the unweighted
-    parabola of the K means over n seeds (Fisher; Draper & Smith, Applied Regression Analysis, 3rd ed., §2.1).
-    What a seed adds to all points alike is taken up by the parabola's constant and by σ_Δ
-    (:func:`sigma_delta`), so it is no error. None without replicates: below 4 points or 2 seeds.
-    """
-    seeds = common(points)
-    sigma = sigma or sigma_delta(points)
-    if len(points) < 4 or len(seeds) < 2 or sigma is None:
-        return None
-    y_K, dof = matrix(points, seeds).mean(axis=1), len(points) - 3
-    rest_K = y_K - np.polyval(np.polyfit(np.asarray(x), y_K, 2), x)
-    pure = max(sigma.value**2 / 2, TINY)
-    return float(fdtrc(dof, sigma.dof, len(seeds) * float((rest_K**2).sum()) / dof / pure))
+    """p-value of the F test (:func:`mup_tune.stats.quadratic.misfit`) that a parabola misses the points."""
+    found = misfit(np.vander(np.asarray(x, dtype=np.float64), 3), points, sigma)
+    return None if found is None else found[1]
 
 
 def fit_parabola(offsets: Sequence[float], losses: Sequence[Losses], sigma: Sigma | None = None) -> Parabola | None:
@@ -125,13 +110,12 @@ def fit_parabola(offsets: Sequence[float], losses: Sequence[Losses], sigma: Sigm
     best = int(y_K.argmin())
     sigma = sigma or sigma_delta(rows)
     p_value = lack_of_fit(list(x_K), rows, sigma)
-    weight_K = trust(y_K, None if sigma is None else sigma.value / sqrt(2 * seeds))
+    weight_K = weights(y_K, None if sigma is None else sigma.value / sqrt(2 * seeds))
     design_K3 = np.stack([np.ones_like(x_K), x_K - x_K[best], (x_K - x_K[best]) ** 2 / 2], axis=1)
-    solve_3K = np.linalg.pinv(design_K3 * np.sqrt(weight_K)[:, None]) * np.sqrt(weight_K)
+    solve_3K = solver(design_K3, weight_K)
     level, slope, curvature = (float(each) for each in solve_3K @ y_K)
     rest_K = y_K - design_K3 @ (level, slope, curvature)
-    spread_K = y_K - np.average(y_K, weights=weight_K)
-    if curvature <= 0 or (weight_K * rest_K**2).sum() > (1 - MIN_R2) * (weight_K * spread_K**2).sum():
+    if curvature <= 0 or not explained(y_K, rest_K, weight_K):
         return None
     step, first, last = -slope / curvature, float(x_K[0] - x_K[best]), float(x_K[-1] - x_K[best])
     if (step < first and best > 0) or (step > last and best < len(block) - 1):
@@ -174,29 +158,14 @@ def _beyond(offsets: Sequence[float], block: Sequence[int]) -> Bounds:
     )
 
 
-def trust(y_K: Array, se: float | None) -> Array:
-    """Weights of the points' means for a parabola: 1/(SE² + (0.3 · excess over the minimum)²), per nats²."""
-    excess_K = y_K - y_K.min()
-    if not se:
-        se = 0.1 * float(np.median(excess_K))  # nothing tells the noise: the best point must still not rule alone
-    variance_K = se**2 + (MISFIT * excess_K) ** 2
-    return np.asarray(1 / np.maximum(variance_K, TINY))
-
-
 def _resampled(loss_KS: Array, solve_3K: Array, first: float, last: float) -> tuple[Bounds, Bounds]:
     """CIs of optimum and curvature from resampling whole seeds; deterministic."""
-    seeds = loss_KS.shape[1]
-    rest_KS = loss_KS - loss_KS.mean(axis=1, keepdims=True)
-    wider = float(stdtrit(seeds - 1, UPPER) / ndtri(UPPER))
-    draws_SN = np.random.default_rng(0).standard_normal((seeds, RESAMPLES))
-    y_KN = loss_KS.mean(axis=1, keepdims=True) + wider * rest_KS @ draws_SN / sqrt(seeds * (seeds - 1))
-    slope_N, curvature_N = (solve_3K @ y_KN)[1:]
+    slope_N, curvature_N = (solve_3K @ resampled_means(loss_KS))[1:]
     low, high = reach(first, last)
     convex_N = curvature_N > 0
     step_N = np.where(convex_N, -slope_N / np.where(convex_N, curvature_N, 1.0), np.where(slope_N > 0, low, high))
-    tails = (1 - UPPER, UPPER)
-    step_low, step_high = np.quantile(np.clip(step_N, low, high), tails)
-    curvature_low, curvature_high = np.quantile(curvature_N, tails)
+    step_low, step_high = np.quantile(np.clip(step_N, low, high), TAILS)
+    curvature_low, curvature_high = np.quantile(curvature_N, TAILS)
     return (float(step_low), float(step_high)), (float(curvature_low), float(curvature_high))
 
 
@@ -214,8 +183,3 @@ def _delta(
     gradient = np.array([0.0, -1 / curvature, slope / curvature**2])
     width, step = t * sqrt(float(gradient @ covariance @ gradient)), -slope / curvature
     return (min(max(step - width, low), high), min(max(step + width, low), high)), bounds
-
-
-def reach(first: float, last: float) -> Bounds:
-    """How far a CI may leave the fitted points: by their span, on either side."""
-    return first - (last - first), last + (last - first)

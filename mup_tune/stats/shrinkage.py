@@ -21,7 +21,8 @@ from scipy.special import ndtri
 
 from mup_tune.stats.losses import Array, Losses, common, matrix, means, usable
 from mup_tune.stats.noise import UPPER, Interval, Sigma
-from mup_tune.stats.parabola import near_minimum, trust
+from mup_tune.stats.parabola import near_minimum
+from mup_tune.stats.quadratic import weights
 
 TAUS_t = 2.0 ** np.arange(-4.0, 1.5)  # log2
 CURVATURES_c = np.geomspace(1e-5, 10.0, 700)  # nats/token per (log2)², 2 % apart
@@ -46,7 +47,8 @@ class Quadratic:
 def quadratic(offsets: Sequence[float], losses: Sequence[Losses], sigma: Sigma) -> Quadratic | None:
     """The points near the minimum, their level profiled out; None where fewer than two are left.
 
-    A mean's variance is σ_Δ²/2n, and what a parabola is trusted to miss of it (:func:`parabola.trust`).
+    A mean's variance is σ_Δ²/2n, and what a quadratic is trusted to miss of it
+    (:func:`mup_tune.stats.quadratic.weights`).
 
     Args:
         offsets: log2 offsets from the incumbent, ascending. losses: per offset, over the same seeds.
@@ -57,7 +59,7 @@ def quadratic(offsets: Sequence[float], losses: Sequence[Losses], sigma: Sigma) 
     rows = [usable(losses[index]) or {} for index in block]
     loss_KS = matrix(rows, common(rows))
     y_K, x_K = loss_KS.mean(axis=1), np.array([offsets[index] for index in block])
-    weight_K = trust(y_K, sigma.value / sqrt(2 * loss_KS.shape[1]))
+    weight_K = weights(y_K, sigma.value / sqrt(2 * loss_KS.shape[1]))
     design_K2 = np.stack([x_K, x_K**2 / 2], axis=1)
     design_K2 = design_K2 - np.average(design_K2, axis=0, weights=weight_K)
     weighted_2K = (design_K2 * weight_K[:, None]).T

@@ -27,7 +27,7 @@ from scipy.special import ndtri
 from mup_tune.stats.curvatures import Curvatures, likeliest
 from mup_tune.stats.losses import Array
 from mup_tune.stats.noise import UPPER, Interval
-from mup_tune.stats.parabola import MISFIT
+from mup_tune.stats.quadratic import MISFIT
 
 Z = float(ndtri(UPPER))
 HEAVY_TAIL = 4.0  # degrees of freedom of the noise

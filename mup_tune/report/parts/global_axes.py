@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mup_tune.findings import AxisFinding, Finding
-from mup_tune.findings.global_axes import GlobalAxes
+from mup_tune.findings.global_axes import GlobalAxes, Plane
 from mup_tune.report.words import BEST, change, gain, result_of
 from mup_tune.settings import Settings
 
@@ -19,6 +19,10 @@ def why(finding: Finding, axis: AxisFinding) -> str:
 def sentences(result: GlobalAxes, after: Settings) -> list[str]:
     """What was found of each axis, and what ``after`` comes to."""
     said = [f"{axis.axis.upper()}: {reason(result, axis)}." for axis in result.axes]
+    if result.bowl is not None and (result.bowl.fit is None or not result.bowl.fit.yy.above_0):
+        said.append("No bowl is shown along EWD: it moves only if a pair is better after Bonferroni over all pairs.")
+    if result.eta_lambda_T < 1 and any(axis.axis == "ewd" for axis in result.axes):
+        said.append("η·λ·T < 1: the run never leaves its init, so this EWD says little about a longer one.")
     said.append(f"Now η = {after.eta:.4g}, λ = {after.lam:.4g}, η·λ·T = {result.eta_lambda_T:.3g}.")
     if any(axis.axis == "ewd" and axis.points for axis in result.axes):
         said.append("A global EWD sweep also moves η of the vectors (norms, conv, A_log, D, dt_bias).")
@@ -27,9 +31,6 @@ def sentences(result: GlobalAxes, after: Settings) -> list[str]:
 
 def reason(result: GlobalAxes, axis: AxisFinding) -> str:
     match axis.reason:
-        case "horizon":
-            horizon = f"η·λ·T = {result.eta_lambda_T:.3g} < 1 after {result.steps} steps"
-            return f"{horizon}: the run never leaves its init"
         case "all diverged":
             return f"kept: every point from {axis.points[0].value:.4g} up diverged"
         case "best":
@@ -38,10 +39,23 @@ def reason(result: GlobalAxes, axis: AxisFinding) -> str:
             return "kept: too few seeds and points to tell noise from gain"
         case "not better":
             return f"kept: {gain(axis.gain)}, p = {axis.p_value:.2g} over all points"
+    if result.bowl is not None and axis.decision == "kept":
+        return f"kept: {_together(result.bowl)}"
+    if result.bowl is not None:
+        return f"{change(axis)} ({_together(result.bowl)})" + (_edge(axis) if axis.decision == "edge" else "")
     how = "best point, no parabola fits"
     if axis.fit is not None:
         how = f"{'local fits, no parabola holds,' if axis.fit.robust else 'parabola'} through "
         how += f"{axis.fit.points_used} points"
     said = f"{change(axis)} ({how}); best point: {gain(axis.gain)}"
-    edge = f"; still at the edge of the grid after {axis.extended} extensions"
-    return said + edge if axis.decision == "edge" else said
+    return said + _edge(axis) if axis.decision == "edge" else said
+
+
+def _together(plane: Plane) -> str:
+    if plane.fit is None or not plane.fit.yy.above_0:
+        return f"from {len(plane.places)} pairs of ELR and EWD"
+    return f"bowl through {plane.fit.points_used} pairs of ELR and EWD"
+
+
+def _edge(axis: AxisFinding) -> str:
+    return f"; still at the edge of the grid after {axis.extended} extensions"

@@ -21,9 +21,17 @@ from mup_tune.search.stages.joint import as_search
 from mup_tune.settings import Settings, load_settings, untuned
 
 Baseline = Literal[
-    "untuned", "ELR-tuned untuned", "falcon-h1-published", "ELR-tuned falcon-h1-published", "random search"
+    "untuned",
+    "ELR-tuned untuned",
+    "(ELR, EWD)-tuned untuned",
+    "falcon-h1-published",
+    "ELR-tuned falcon-h1-published",
+    "(ELR, EWD)-tuned falcon-h1-published",
+    "random search",
 ]
-TUNED, RANDOM = "ELR-tuned ", "random search"
+EWD_OFFSETS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+TUNED: dict[str, tuple[float, ...]] = {"ELR-tuned ": (), "(ELR, EWD)-tuned ": EWD_OFFSETS}  # EWD offsets by prefix
+RANDOM = "random search"
 
 
 class Baselines(Stage):
@@ -39,6 +47,7 @@ class Baselines(Stage):
     include: Annotated[tuple[Baseline, ...], Field(min_length=1), each_once("baseline")] = (
         "untuned",
         "ELR-tuned untuned",
+        "(ELR, EWD)-tuned untuned",
         "falcon-h1-published",
         "random search",
     )
@@ -55,7 +64,7 @@ class Baselines(Stage):
 
     def most(self, expected: int, context: Context, state: State) -> int:
         """The ELR sweeps to their end, and the random search, which buys what ``state.flops`` pays for."""
-        tuned = [self._elr(name).most(0, context, state) for name in self.include if name.startswith(TUNED)]
+        tuned = [stage.most(0, context, state) for name in self.include if (stage := _tuning(name))]
         return sum(tuned) + (self._size(context, state) if RANDOM in self.include else 0)
 
     def walk(self, asked: Asked, state: State) -> Conclusion:
@@ -63,8 +72,8 @@ class Baselines(Stage):
         for name in self.include:
             if name == RANDOM:
                 references[name], random = self._random(asked, state)
-            elif name.startswith(TUNED):
-                swept = self._elr(name).walk(asked, state)
+            elif (stage := _tuning(name)) is not None:
+                swept = stage.walk(asked, state)
                 references[name], result = swept.state.references[name], swept.finding.result
                 assert isinstance(result, GlobalAxes)
                 tuned.append(TunedBaseline(name=name, settings=references[name], result=result))
@@ -73,9 +82,6 @@ class Baselines(Stage):
         result = BaselineSet(tuned=tuple(tuned), random=random)
         finding = self.finding(state.incumbent, state.incumbent, result)
         return Conclusion(replace(state, references=references), finding)
-
-    def _elr(self, name: str) -> ElrEwd:
-        return ElrEwd(settings=name.removeprefix(TUNED), reference=name, incumbent=False)
 
     def _size(self, context: Context, state: State) -> int:
         """Candidates of the random search."""
@@ -93,3 +99,11 @@ class Baselines(Stage):
         best = centre if search.best is None else moved(centre, search.candidates[search.best].offsets)
         flops = None if self.trials is not None else state.flops
         return best.with_values({}, name=RANDOM), RandomSearch(search=search, flops=flops)
+
+
+def _tuning(name: str) -> ElrEwd | None:
+    """The stage that tunes the baseline of that name; None where nothing is tuned."""
+    for prefix, offsets in TUNED.items():
+        if name.startswith(prefix):
+            return ElrEwd(settings=name.removeprefix(prefix), reference=name, incumbent=False, ewd_offsets=offsets)
+    return None

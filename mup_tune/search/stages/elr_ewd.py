@@ -1,4 +1,4 @@
-"""The ``elr_ewd`` stage: ELR at fixed EWD, then EWD at the best ELR (arXiv 2507.22448's axes)."""
+"""The ``elr_ewd`` stage: the two global axes, together or one of them (arXiv 2507.22448)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mup_tune.findings import AxisFinding, Decision, State
 from mup_tune.findings.global_axes import GlobalAxes
 from mup_tune.findings.result import sensitivities
 from mup_tune.search import swept_axis
+from mup_tune.search.ridge import BESIDE, EIGHT, NINE, Ridge
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage
 from mup_tune.search.swept_axis import SweptAxis
 from mup_tune.settings import Settings, load_settings
@@ -23,10 +24,19 @@ from mup_tune.stats import Sigma
 class ElrEwd(Stage):
     """Sweeps the two global axes of some Settings on log2 grids.
 
-    The new ELR is the fitted optimum, clamped to the trained range, or the best point where no parabola fits.
-    EWD moves only where its best point beats the centre (Bonferroni over the grid's points), and is not swept
-    at all where η·λ·T = ELR²·T < 1: so short a run never leaves its init, and a better EWD there says nothing
-    about a long one. An optimum at the edge extends the grid by its own spacing, at most ``extend`` times.
+    With ``elr_offsets`` alone the new ELR is the fitted optimum of its line, clamped to the trained range,
+    or the best point where no parabola fits. With ``ewd_offsets`` alone EWD moves only where its best point
+    beats the centre (Bonferroni over the grid's points).
+
+    With both, the two are tuned together, for their optima lie on a ridge: tuned one after the other they
+    stop on its side. The ELR line comes first. Around its best point follows a block of three ELRs by
+    ``ewd_offsets``, then a block of half steps around the optimum of the bowl fitted to all of them. The new
+    (ELR, EWD) is the bowl's lowest point within what was trained. Where no curvature along EWD is shown, EWD
+    moves only to a pair that is better after Bonferroni over all of them. EWD is tuned for the horizon at
+    hand, also where η·λ·T = ELR²·T < 1; the finding says so, for there it tells little about a longer run.
+
+    A best point at the edge extends a line by its own spacing, a block by the point's untrained neighbours,
+    at most ``extend`` times each.
     """
 
     kind: Literal["elr_ewd"] = "elr_ewd"
@@ -61,15 +71,11 @@ class ElrEwd(Stage):
         return self.incumbent
 
     def most(self, expected: int, context: Context, state: State) -> int:
-        """Every grid extended, and EWD swept where η·λ·T reaches 1 at the highest ELR that may be found."""
-        elr, highest = self._before(context, state).elr, 0.0
-        grids = [self.elr_offsets] if self.elr_offsets else []
-        if self.elr_offsets:
-            spacing = self.elr_offsets[-1] - self.elr_offsets[-2]
-            highest = self.elr_offsets[-1] + self.extend * spacing
-        if self.ewd_offsets and (elr * 2**highest) ** 2 * context.budget.steps >= 1:
-            grids.append(self.ewd_offsets)
-        return sum(len(grid) + self.extend for grid in grids) * len(swept_axis.chosen_seeds(context, self.n_seeds))
+        """Every grid and block extended, and the block of half steps."""
+        line = len(self.elr_offsets or self.ewd_offsets) + self.extend
+        block = (len(BESIDE) - 1) * len(self.ewd_offsets) + len(self.ewd_offsets) - 1 + EIGHT * self.extend + NINE
+        places = line + (block if self.elr_offsets and self.ewd_offsets else 0)
+        return places * len(swept_axis.chosen_seeds(context, self.n_seeds))
 
     def foreseen(self, context: Context, incumbent: Settings) -> Settings:
         """At an ELR where η·λ·T = ELR²·T is 1, if the grid reaches it: there stages begin to sweep EWD."""
@@ -78,24 +84,27 @@ class ElrEwd(Stage):
         return incumbent.with_values({"elr": elr}) if reached and incumbent.elr < elr else incumbent
 
     def walk(self, asked: Asked, state: State) -> Conclusion:
-        context = asked.context
-        before = self._before(context, state)
-        current, axes, sigma = before, list[AxisFinding](), None
+        context, seeds = asked.context, swept_axis.chosen_seeds(asked.context, self.n_seeds)
+        before, bowl = self._before(context, state), None
         if self.elr_offsets:
-            curve, sigma = self._swept(asked, "elr", current, self.elr_offsets)
-            current, found = _moved(curve, sigma)  # ELR: all else is compared at a tuned one
-            axes.append(found)
-        horizon = current.elr**2 * context.budget.steps
-        if self.ewd_offsets and horizon < 1:
-            idle = SweptAxis("ewd", current)
-            axes.append(idle.finding(current, "not identifiable", reason="horizon", horizon=horizon))
-        elif self.ewd_offsets:
-            curve, ewd_sigma = self._swept(asked, "ewd", current, self.ewd_offsets)
-            current, found = _ewd(curve, ewd_sigma)
-            axes.append(found)
-            sigma = sigma or ewd_sigma
-        after = current.with_values({}, name=self.reference or self.label)
-        result = GlobalAxes(axes=tuple(axes), eta_lambda_T=horizon, steps=context.budget.steps)
+            curve, sigma = self._swept(asked, "elr", before, self.elr_offsets)
+            after, found = _moved(curve, sigma)
+            axes = [found]
+            if self.ewd_offsets and curve.best is not None:
+                bowl = Ridge(asked, curve, self.ewd_offsets, self.extend, seeds)
+                after, axes = bowl.walk()
+                sigma = bowl.sigma
+        else:
+            curve, sigma = self._swept(asked, "ewd", before, self.ewd_offsets)
+            after, found = _ewd(curve, sigma)
+            axes = [found]
+        after = after.with_values({}, name=self.reference or self.label)
+        result = GlobalAxes(
+            axes=tuple(axes),
+            eta_lambda_T=after.elr**2 * context.budget.steps,
+            steps=context.budget.steps,
+            bowl=bowl and bowl.finding,
+        )
         return Conclusion(self._handed_on(state, after, axes), self.finding(before, after, result, sigma))
 
     def _before(self, context: Context, state: State) -> Settings:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from mup_tune.errors import UserError
 from mup_tune.findings import State
-from mup_tune.report.words import why
+from mup_tune.report.words import summary, why
 from mup_tune.search.stages.elr_ewd import ElrEwd
 
 
@@ -25,9 +25,8 @@ def test_finds_both_optima_on_orthogonal_axes():
     assert driven.moved["elr"] == pytest.approx(0.7, abs=0.15)
     assert driven.moved["ewd"] == pytest.approx(-1.2, abs=0.15)
     assert [each.decision for each in driven.conclusion.finding.axes] == ["moved", "moved"]
-    assert driven.rounds == 2
-    assert len(driven.known) == 3 * (5 + 5)
-    # EWD is swept at the ELR just fitted, not at the start's.
+    assert driven.rounds == 3
+    assert len(driven.known) == 3 * (5 + 2 * 5 + 4 + 5)  # the line, two columns beside the best, EWD there, half steps
     assert axis(driven, "ewd").gain.low > 0
     after = driven.conclusion.finding.after
     assert driven.conclusion.state.incumbent == after
@@ -93,18 +92,39 @@ def test_where_everything_diverges_the_grid_goes_down_then_gives_up():
     assert rescued.moved["elr"] <= -3
 
 
-def test_ewd_is_not_identifiable_in_a_short_run():
+def test_a_short_run_has_an_ewd_too_and_it_is_said_what_it_is_worth():
     stage = ElrEwd(ewd_offsets=[-1, 0, 1])
-    driven = drive(stage, Landscape(bowl({"elr": 0.0, "ewd": 1.0})), context(steps=500))
-    found = axis(driven, "ewd")
-    assert found.decision == "not identifiable"
-    assert found.points == ()
-    assert found.after == found.before == START.ewd
-    assert found.horizon == pytest.approx(0.0655, abs=0.001)
-    assert len(driven.known) == 15
-    # The horizon is that of the fitted ELR: three steps up, the same run is long enough.
-    longer = drive(stage, Landscape(bowl({"elr": 3.0, "ewd": 1.0})), context(steps=500))
-    assert axis(longer, "ewd").decision in ("moved", "edge")
+    landscape = Landscape(bowl({"elr": 0.0, "ewd": 1.0}))
+    said = " ".join(summary(drive(stage, landscape, context(steps=500)).conclusion.finding))
+    assert "EWD says little about a longer one" in said
+    assert axis(drive(stage, landscape, context(steps=500)), "ewd").decision in ("moved", "edge")
+    said = " ".join(summary(drive(stage, landscape, context()).conclusion.finding))
+    assert "longer one" not in said
+
+
+RIDGE = {"elr": 2.0, "ewd": -1.2}  # as measured on a small model: the higher ELR, the higher EWD
+
+
+def ridge(at):
+    u, v = at["elr"] - RIDGE["elr"], at["ewd"] - RIDGE["ewd"]
+    return 0.05 * (u - v) ** 2 + 0.006 * (u + v) ** 2
+
+
+def test_a_ridge_is_followed_where_one_axis_after_the_other_stops_on_its_side():
+    together, in_turn = [], []
+    for draw in range(12):
+        landscape = Landscape(ridge, noise=0.004, draw=draw)
+        stage = ElrEwd(elr_offsets=[-1, 0, 1, 2, 3], ewd_offsets=[-2, -1, 0, 1, 2])
+        moved = drive(stage, landscape, context(seeds=2)).moved
+        together.append(ridge({"elr": 0.0, "ewd": 0.0, **moved}))
+        first = drive(ElrEwd(elr_offsets=[-1, 0, 1, 2, 3]), landscape, context(seeds=2)).conclusion
+        second = drive(
+            ElrEwd(elr_offsets=[], ewd_offsets=[-2, -1, 0, 1, 2]), landscape, context(seeds=2),
+            incumbent=first.state.incumbent,
+        ).conclusion.state.incumbent  # fmt: skip
+        in_turn.append(ridge({each: np.log2(second.value(each) / START.value(each)) for each in RIDGE}))
+    assert np.mean(together) < 0.003
+    assert np.mean(in_turn) > 3 * np.mean(together)
 
 
 def test_a_flat_ewd_keeps_its_value():
@@ -113,7 +133,7 @@ def test_a_flat_ewd_keeps_its_value():
         for draw in range(50)
     ]
     assert np.mean([each.after != each.before for each in decisions]) <= 0.06
-    assert {each.decision for each in decisions} >= {"flat", "kept"}
+    assert "kept" in {each.decision for each in decisions}
 
 
 def test_a_reference_leaves_the_incumbent_alone():
@@ -186,12 +206,12 @@ def test_a_bowl_that_is_no_parabola_is_fitted_locally_and_says_so():
     assert np.log2(found.after / found.before) == pytest.approx(0.4, abs=0.25)
 
 
-def test_counts_know_whether_ewd_can_be_swept():
+def test_counts_of_a_line_and_of_a_plane():
     state, stage = State(START), ElrEwd(ewd_offsets=[-1, 0, 1])
     assert counts(ElrEwd(), context(), state) == (15, 21)
-    assert counts(stage, context(), state) == (3 * 8, 3 * (7 + 5))  # η·λ·T = 2.6 from the start
-    assert counts(stage, context(steps=500), state) == (15, 3 * (7 + 5))  # 0.06: only at a higher ELR
-    assert counts(stage, context(steps=10), state) == (15, 21)  # 0.001: at no ELR of the grid
+    plane = (3 * (5 + 2 * 3 + 8), 3 * (7 + 2 * 3 + 2 + 2 * 8 + 9))
+    assert counts(stage, context(), state) == plane
+    assert counts(stage, context(steps=10), state) == plane
     assert counts(ElrEwd(elr_offsets=[], ewd_offsets=[-1, 0, 1], n_seeds=2), context(), state) == (6, 10)
 
 

@@ -165,7 +165,7 @@ stages: [%s]
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ("{kind: joint, top: 8}", r"stages\[0\].top: top = 8 but earlier stages measure only 0 axes. Put `micro`"),
+        ("{kind: joint, top: 8}", r"stages\[0\].top: top = 8 but earlier stages measure only 0 axes. Put a `surface`"),
         ("{kind: joint, axes: [keyy]}", r"stages\[0\].axes: unknown axis 'keyy'; did you mean 'key'"),
         ("{kind: joint, axes: [key], radius: 0.125, trials: 17, batch: 4}", "key holds 16 different .* fewer than 20"),
     ],
