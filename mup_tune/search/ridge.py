@@ -11,7 +11,7 @@ from mup_tune.findings.global_axes import Place, Plane
 from mup_tune.search.stage import Asked
 from mup_tune.search.swept_axis import SweptAxis
 from mup_tune.settings import Settings
-from mup_tune.stats import Losses, Sigma
+from mup_tune.stats import NOTHING, Interval, Losses, Sigma
 from mup_tune.stats.bowl import Bowl, fit_bowl
 
 BESIDE = (-1, 0, 1)  # steps of a block about its middle
@@ -68,16 +68,13 @@ class Ridge:
 
         Along a flat EWD the best of many places is noise (Bonferroni over them all).
         """
-        fit, best = self.fit, self.best
+        fit = self.fit
         if fit is not None and fit.yy.above_0:
             return fit.x.value, fit.y.value
-        line, gain = self.line.fit(self.sigma), None
-        level = (self.line.best or 0.0, 0.0)
-        if best != level:
-            gain = stats.paired_gain(self.losses[best], self.losses[level], self.sigma)
-        if gain is not None and gain.picked_from(len(self.losses) - 1).significant:
-            return best
-        return level if line is None else (line.optimum.value, 0.0)
+        gain, line = self._gain(), self.line.fit(self.sigma)
+        if gain is not None and gain.significant:
+            return self.best
+        return (self.line.best or 0.0) if line is None else line.optimum.value, 0.0
 
     @property
     def finding(self) -> Plane:
@@ -102,24 +99,27 @@ class Ridge:
         found = self.asked.losses([self.at(place) for place in wanted], self.seeds, around=[self.centre] * len(wanted))
         self.losses.update(zip(wanted, found, strict=True))
 
+    def _gain(self) -> Interval | None:
+        """Of the best pair over the best one at the EWD that the stage began with."""
+        level = (self.line.best or 0.0, 0.0)
+        if self.best == level:
+            return NOTHING
+        gain = stats.paired_gain(self.losses[self.best], self.losses[level], self.sigma)
+        return gain and gain.picked_from(len(self.losses) - 1)
+
     def _axes(self) -> list[AxisFinding]:
-        """Both axes' lines through the best place; their optima are the plane's."""
-        after, (x, y) = self.at(self.optimum), self.best
-        lines = {
-            "elr": {place[0]: losses for place, losses in self.losses.items() if place[1] == y},
-            "ewd": {place[1]: losses for place, losses in self.losses.items() if place[0] == x},
-        }
-        middles = {"elr": self.at((0.0, y)), "ewd": self.at((x, 0.0))}
-        edges = {"elr": x in _ends(self.losses, 0), "ewd": y in _ends(self.losses, 1)}
-        found = []
-        for axis, losses in lines.items():
-            curve = SweptAxis(axis, middles[axis], losses, self.extended)
-            old, new = self.centre.value(axis), after.value(axis)
-            decision: Decision = "kept" if new == old else "edge" if edges[axis] else "moved"
-            gain = curve.gain(self.sigma) if 0.0 in losses else None
+        """The lines through the block's middle: ELR at the EWD begun with, EWD at that line's best ELR."""
+        after, middle = self.at(self.optimum), self.line.best or 0.0
+        column = {y: losses for (x, y), losses in self.losses.items() if x == middle}
+        lines = (self.line, SweptAxis("ewd", self.at((middle, 0.0)), column, self.extended))
+        gains, found = (self.line.gain(self.sigma), self._gain()), []
+        for place, (curve, gain) in enumerate(zip(lines, gains, strict=True)):
+            old, new = self.centre.value(curve.axis), after.value(curve.axis)
+            at_edge = self.best[place] in _ends(self.losses, place)
+            decision: Decision = "kept" if new == old else "edge" if at_edge else "moved"
             found.append(
                 AxisFinding(
-                    axis=axis,
+                    axis=curve.axis,
                     before=old,
                     after=new,
                     points=curve.points,
@@ -127,7 +127,7 @@ class Ridge:
                     gain=gain,
                     p_value=gain.p_value if gain else None,
                     decision=decision,
-                    extended=self.extended,
+                    extended=max(self.extended, self.line.extended),
                 )
             )
         return found
