@@ -23,14 +23,14 @@ from mup_tune.settings import Settings, load_settings, untuned
 Baseline = Literal[
     "untuned",
     "ELR-tuned untuned",
-    "(ELR, EWD)-tuned untuned",
+    "ELR-EWD-tuned untuned",
     "falcon-h1-published",
     "ELR-tuned falcon-h1-published",
-    "(ELR, EWD)-tuned falcon-h1-published",
+    "ELR-EWD-tuned falcon-h1-published",
     "random search",
 ]
 EWD_OFFSETS = (-2.0, -1.0, 0.0, 1.0, 2.0)
-TUNED: dict[str, tuple[float, ...]] = {"ELR-tuned ": (), "(ELR, EWD)-tuned ": EWD_OFFSETS}  # EWD offsets by prefix
+TUNED: dict[str, tuple[float, ...]] = {"ELR-tuned ": (), "ELR-EWD-tuned ": EWD_OFFSETS}  # EWD offsets by prefix
 RANDOM = "random search"
 
 
@@ -47,7 +47,7 @@ class Baselines(Stage):
     include: Annotated[tuple[Baseline, ...], Field(min_length=1), each_once("baseline")] = (
         "untuned",
         "ELR-tuned untuned",
-        "(ELR, EWD)-tuned untuned",
+        "ELR-EWD-tuned untuned",
         "falcon-h1-published",
         "random search",
     )

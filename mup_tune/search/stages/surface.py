@@ -92,6 +92,8 @@ class SurfaceStage(Stage):
         taken = after.with_values({}, name=self.label) if result.taken else begun
         judged = tuple(_judged(axis, begun, after, result) for axis in search.axes)
         learned = {each.axis: each.curvature.value if each.curvature.above_0 else 0.0 for each in result.effects}
+        if asked.rehearsed:
+            learned = dict.fromkeys(search.axes, 0.0)  # what is measured, whatever it will be
         state_after = replace(state, incumbent=taken, sensitivity={**state.sensitivity, **learned})
         sigma = None if surface is None else _sigma(surface)
         return Conclusion(state_after, self.finding(begun, taken, result.model_copy(update={"axes": judged}), sigma))
