@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from mup_tune.cli.options import JsonOption, ScaleOption, SetOption
 from mup_tune.cli.output import console, print_json, print_rows
+from mup_tune.errors import UserError
 from mup_tune.files import read_yaml, shipped
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ def plan(
     ] = None,
     scale: ScaleOption = None,
     assign: SetOption = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A run of this proxy and horizon, whose σ_Δ says what the seeds can show."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """What a plan will train, stage by stage, and every number that follows. Nothing is trained or written.
@@ -57,11 +62,14 @@ def plan(
         return
     from mup_tune.search.forecast import derived, forecast, total
     from mup_tune.search.plan import load_plan
+    from mup_tune.search.power import power
 
     loaded = load_plan(name, scale, tuple(assign or ()))
     lines, facts = forecast(loaded), derived(loaded)
     stages, sums = [asdict(line) for line in lines], total(lines)
     facts["corpora"] = corpora(loaded)
+    facts["sigma_delta"] = _measured(run)
+    facts["shows"] = [asdict(each) for each in power(loaded)]
     facts["notes"] = _notes(loaded, facts)
     if json:
         print_json({"plan": loaded.header.name, "scale": scale, "stages": stages, "total": sums, "derived": facts})
@@ -71,6 +79,22 @@ def plan(
     print_rows([{"derived": label, "value": value} for label, value in _spoken(facts)], "")
     for note in facts["notes"]:
         console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def _measured(run: Path | None) -> float | None:
+    """σ_Δ of the last stage of a run that measured it, in nats/token.
+
+    Raises:
+        UserError: it is no run, or none of its stages has measured σ_Δ.
+    """
+    if run is None:
+        return None
+    from mup_tune.run.tables import load_run
+
+    found = [each.sigma_delta for each in load_run(run).findings if each.sigma_delta is not None]
+    if not found:
+        raise UserError(f"no stage of {str(run)!r} has measured σ_Δ yet", field="--run", fix="Name another run")
+    return found[-1]
 
 
 def corpora(plan: Plan) -> list[dict[str, Any]]:
@@ -108,8 +132,9 @@ def _notes(plan: Plan, facts: dict[str, Any]) -> list[str]:
     notes = []
     if facts["eta_lambda_T"] < 1:
         notes.append(
-            f"η·λ·T = {facts['eta_lambda_T']:.2g} < 1 at the start: so short a run never leaves its init, and EWD is "
-            f"not identifiable. EWD axes are swept once the tuned ELR is at least T^-½ = {facts['elr_for_ewd']:.3g}."
+            f"η·λ·T = {facts['eta_lambda_T']:.2g} < 1 at the start: so short a run never leaves its init, and an EWD "
+            "found there says little about a longer one. `micro` sweeps EWD multipliers once the tuned ELR is at "
+            f"least T^-½ = {facts['elr_for_ewd']:.3g}."
         )
     if facts["same_vocabulary"] is False:
         notes.append(
@@ -176,12 +201,23 @@ def _spoken(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("start", f"{facts['start']}: η {facts['eta']:.4g}, λ {facts['lambda']:.4g}, ELR {facts['elr']:.4g}"),
         ("η·λ·T", f"{facts['eta_lambda_T']:.3g} at the start; 1 at ELR {facts['elr_for_ewd']:.3g}"),
         ("base Shape", base),
+        *([("smallest gain shown", _shows(facts))] if facts["shows"] else []),
         ("tuning seeds", ", ".join(map(str, facts["seeds"]))),
         *((f"corpus {each['corpus']}", _corpus(each)) for each in facts["corpora"]),
         ("target", _target(facts)),
         ("scales", ", ".join(facts["scales"]) or "none"),
     ]
     return lines
+
+
+def _shows(facts: dict[str, Any]) -> str:
+    """In nats where σ_Δ is known; else in units of it, with what an even σ_Δ would make of that."""
+    sigma = facts["sigma_delta"]
+    said = []
+    for each in facts["shows"]:
+        gain = f"{1e3 * sigma * each['sigmas']:.3g} mnat" if sigma else f"{each['sigmas']:.2g} σ_Δ"
+        said.append(f"{each['stage']} {gain} on {each['seeds']} seeds")
+    return ", ".join(said) + (f" (σ_Δ = {1e3 * sigma:.3g} mnat)" if sigma else "; --run DIR says it in nats")
 
 
 def _corpus(each: dict[str, Any]) -> str:

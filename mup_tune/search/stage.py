@@ -150,6 +150,11 @@ class Stage(FrozenModel):
         return True
 
     @property
+    def decides(self) -> tuple[int, int] | None:
+        """Fresh seeds that a decision or claim rests on, and the tests that share its level; None without."""
+        return None
+
+    @property
     def equal_packs(self) -> bool:
         """Whether populations of all Shapes get one size, so that their speeds can be compared."""
         return False

@@ -85,6 +85,10 @@ class Confirm(Stage):
         """And the ELR line extended."""
         return expected + (EXTENDED * len(context.seeds) if self.horizons else 0)
 
+    @property
+    def decides(self) -> tuple[int, int]:
+        return self.n_seeds, 1
+
     def walk(self, asked: Asked, state: State) -> Conclusion:
         context, seeds = asked.context, self.seeds(asked.context)
         reference = state.references[self.hardest]

@@ -64,6 +64,10 @@ class Joint(Stage):
         """The seeds that verify: 2000, 2001, … without the plan's tuning seeds."""
         return swept_axis.fresh_seeds(context, FIRST_SEED, self.verify_seeds)
 
+    @property
+    def decides(self) -> tuple[int, int]:
+        return self.verify_seeds, self.finalists
+
     def walk(self, asked: Asked, state: State) -> Conclusion:
         before = state.incumbent
         seeds = swept_axis.chosen_seeds(asked.context, self.n_seeds)

@@ -132,6 +132,10 @@ class Micro(Stage):
         """Trials that test one joint move."""
         return self.verify_seeds * (1 + len(SHARES))
 
+    @property
+    def decides(self) -> tuple[int, int]:
+        return self.verify_seeds, len(SHARES) * self.passes
+
     def walk(self, asked: Asked, state: State) -> Conclusion:
         context, incumbent = asked.context, state.incumbent
         names = self.names(state, refuse=asked.rehearsed)

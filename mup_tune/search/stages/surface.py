@@ -69,6 +69,10 @@ class SurfaceStage(Stage):
         over = "ELR, EWD and all multipliers" if self.axes == "all" else ", ".join(self.axes)
         return f"Response surface over {over}, up to {self.rounds} rounds"
 
+    @property
+    def decides(self) -> tuple[int, int]:
+        return self.verify_seeds, 1
+
     def walk(self, asked: Asked, state: State) -> Conclusion:
         begun = state.incumbent
         search = _Search(self, asked, begun, named(self.axes, EVERYTHING, asked.context.shape))
