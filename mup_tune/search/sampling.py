@@ -17,12 +17,13 @@ from mup_tune.errors import UserError
 if TYPE_CHECKING:  # plans are loaded without Optuna, which the samplers import when they are asked
     import optuna
 
-Sampler = Literal["tpe", "gp", "trust-region", "random"]
+Sampler = Literal["tpe", "gp", "cma-es", "trust-region", "random"]
 History = Sequence[tuple[Mapping[str, float], float | None]]  # (offsets, mean loss; None where it diverged)
 Told = tuple[tuple[tuple[int, ...], float | None], ...]  # the same in grid units, axes in order
 
 PER_LOG2 = 64  # offsets are multiples of 1/64: the last bit of a float must not make another trial
 STARTUP = 8  # candidates before a model is asked, a default round
+CMA_SIGMA = 0.3  # of the radius: the first population's SD
 NARROWEST = 4  # half-width of a trust region in grid units: 1/16 log2, below what noise can tell
 
 
@@ -68,6 +69,8 @@ def _suggested(sampler: Sampler, dims: int, limit: int, told: Told, n: int, seed
         drawn: Iterable[tuple[int, ...]] = (_uniform(rng, [-limit] * dims, [limit] * dims) for _ in range(n))
     elif sampler == "trust-region":
         drawn = _trust_region(rng, dims, limit, told, n)
+    elif sampler == "cma-es":
+        drawn = _cma_es(dims, limit, told, n, seed)
     else:
         drawn = _modelled(sampler, dims, limit, told, n, seed)
     found: list[tuple[int, ...]] = []
@@ -94,6 +97,24 @@ def _trust_region(rng: np.random.Generator, dims: int, limit: int, told: Told, n
     low = [max(unit - floor(half), -limit) for unit in middle]
     high = [min(unit + floor(half), limit) for unit in middle]
     return (_uniform(rng, low, high) for _ in range(n))
+
+
+def _cma_es(dims: int, limit: int, told: Told, n: int, seed: int) -> list[tuple[int, ...]]:
+    """CMA-ES with learning-rate adaptation for noisy losses (arXiv 2304.03473); a round is a population.
+
+    Optuna's sampler keeps its state in the attributes of trials that it asked itself, and a study rebuilt from
+    history has none. So its library is told the rounds anew. A diverged candidate is the worst loss that
+    trained.
+    """
+    from cmaes import CMA
+
+    box = np.tile([-1.0, 1.0], (dims, 1))
+    strategy = CMA(np.zeros(dims), CMA_SIGMA, bounds=box, population_size=n, lr_adapt=True, seed=seed)
+    worst = max((loss for _, loss in told if loss is not None), default=0.0)
+    for first in range(1, len(told), n):
+        rows = told[first : first + n]
+        strategy.tell([(np.array(at) / limit, worst if loss is None else loss) for at, loss in rows])
+    return [tuple(round(limit * x) for x in strategy.ask()) for _ in range(n)]
 
 
 def _best(told: Told) -> tuple[int, ...] | None:

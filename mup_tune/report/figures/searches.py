@@ -22,6 +22,7 @@ NEAR = 0.25 * OFF_SCALE  # most candidates are far from the best: closer to it t
 SAMPLERS = {
     "tpe": "TPE",
     "gp": "Gaussian process",
+    "cma-es": "CMA-ES",
     "trust-region": "Random search in a trust region",
     "random": "Random search",
 }

@@ -22,6 +22,7 @@ from mup_tune.settings import AXES, Settings
 from mup_tune.stats import Losses
 
 FIRST_SEED = 2000  # ``confirm`` counts from 1000
+LEAST_POPULATION = 4
 
 
 class Joint(Stage):
@@ -49,6 +50,8 @@ class Joint(Stage):
     def _consistent(self) -> Joint:
         if (self.top is None) == (self.axes is None):
             raise ValueError("give either `top` (the most sensitive of the axes measured before) or `axes`")
+        if self.sampler == "cma-es" and self.batch < LEAST_POPULATION:
+            raise ValueError(f"batch = {self.batch} is not allowed: cma-es needs {LEAST_POPULATION} candidates a round")
         if self.finalists > self.trials:
             raise ValueError(f"finalists = {self.finalists} must not exceed trials = {self.trials}")
         return self
