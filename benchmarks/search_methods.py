@@ -1,16 +1,17 @@
-"""Does the staged method find more than TPE or random search over all 35 multipliers, for the same FLOPs?
+"""Which search finds most from one start, for the same FLOPs, on a real proxy?
 
     python benchmarks/search_methods.py --out runs/search-methods --executor inline
 
-A repeat runs, on tuning seeds and a data order of its own: the plan's stages without its baselines and
-confirmation ("staged"); one `joint` stage over ELR and all multipliers around `untuned`, one seed a
-candidate, by TPE and by random search, for the FLOPs that staged spent (counted in its journal; centre and
-verification are paid from them too); and ELR alone. Every result then meets `untuned` on the same fresh seeds
-and on a data order that tuned nothing.
+A repeat has tuning seeds and a data order of its own. It tunes ELR and EWD of `untuned` together first; from
+there every method searches ELR, EWD and all 35 multipliers: one `surface` stage; one `micro` stage over all
+multipliers; and one `joint` stage a sampler, one seed a candidate, for the trials that the surface took
+(centre and verification are paid from them too). Every result then meets the tuned start on the same fresh
+seeds and on a data order that tuned nothing.
 
 Gains are paired by seed, nats/token. A repeat's CI is Student's t over its seeds: it says how sure these
 settings are. The CI over repeats is Student's t over the repeats' mean gains: it says how sure the method is,
 and from three repeats (2 degrees of freedom) it is wide. All parts are run folders: the same command resumes.
+The same question on simulated landscapes is benchmarks/simulated_searches.py.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ from mup_tune.cli.output import console, err_console, print_rows
 from mup_tune.errors import UserError
 from mup_tune.files import dump_yaml, write_atomic
 from mup_tune.findings import State
+from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.search.execute import execute, open_sweep
 from mup_tune.search.plan import Plan, load_plan
-from mup_tune.search.stage import Stage
 from mup_tune.search.stages.joint import Joint
 from mup_tune.stats import Interval, Losses
 
 PLAN, SCALE = "falcon_h1", "cpu"
-STAGED, TPE, RANDOM, ELR, UNTUNED = "staged", "TPE", "random search", "ELR-tuned untuned", "untuned"
-METHODS = (STAGED, TPE, RANDOM, ELR)
-RADIUS = 2.0  # log2, as far as the staged method's grids reach
-BATCH = 16  # candidates a round: populations stay full, and TPE still hears dozens of answers
+START, SURFACE, MICRO, UNTUNED = "tuned start", "surface", "micro", "untuned"
+SAMPLERS = ("tpe", "gp", "cma-es", "trust-region", "random")
+METHODS = (SURFACE, MICRO, *SAMPLERS)
+RADIUS = 1.0  # log2: as far as the surface's three rounds reach
+BATCH = 16  # candidates a round: populations stay full, and a sampler still hears a dozen answers
 FRESH_ORDER = 1000  # added to data_seed where results are confirmed
+TUNED = {"kind": "elr_ewd", "elr_offsets": [-1, 0, 1, 2, 3], "ewd_offsets": [-2, -1, 0, 1, 2]}
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plan", default=PLAN, help="the staged method: a shipped plan or a YAML file")
+    parser.add_argument("--plan", default=PLAN, help="whose proxy, budget and seeds: a shipped plan or a YAML file")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[SURFACE, "tpe", "cma-es", "random"])
     parser.add_argument("--scale", help=f"an overlay of the plan ({SCALE} for {PLAN})")
     parser.add_argument("--set", dest="assign", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--proxy", help="another proxy than the plan's")
@@ -82,7 +86,8 @@ def main() -> None:
     try:
         base = load_plan(args.plan, scale, assign)
         wanted = range(args.repeats) if args.only is None else [args.only]
-        repeats = [repeat(base, index, args.confirm_seeds, args.out, args.executor) for index in wanted]
+        methods = [SURFACE, *(each for each in args.methods if each != SURFACE)]
+        repeats = [repeat(base, index, methods, args.confirm_seeds, args.out, args.executor) for index in wanted]
     except UserError as error:
         raise SystemExit(str(error)) from None
     if args.only is not None:
@@ -93,51 +98,46 @@ def main() -> None:
     console.print(f"All numbers: {args.out / 'search_methods.json'}", highlight=False, soft_wrap=True)
 
 
-def repeat(base: Plan, index: int, confirm_seeds: int, out: Path, executor: str) -> dict[str, Result]:
-    """All methods of one repeat, tuned and confirmed."""
+def repeat(
+    base: Plan, index: int, methods: list[str], confirm_seeds: int, out: Path, executor: str
+) -> dict[str, Result]:
+    """The start and all methods of one repeat, tuned and confirmed."""
     header = base.header.model_dump(mode="json", exclude_none=True)
     order = header["budget"]["data_seed"] + index
-    header |= {"seeds": [100 * index + seed for seed in base.header.seeds]}
+    header |= {"seeds": [100 * index + seed for seed in base.header.seeds], "start": UNTUNED}
     header["budget"]["data_seed"] = order
 
     def ran(method: str, stages: list[dict[str, Any]], **changed: Any) -> Ran:
         name = f"repeat{index}-{method.replace(' ', '-')}"
         return run(name, {**header, "name": name, "stages": stages, **changed}, out, executor)
 
-    stages = zip(header["stages"], base.stages, strict=True)
-    tuned = {STAGED: ran(STAGED, [entry for entry, stage in stages if searches(stage)])}
-    flops = tuned[STAGED].state.flops
-    tuned[ELR] = ran(ELR, [{"kind": "elr_ewd"}], start="untuned")
-    for method, sampler in ((TPE, "tpe"), (RANDOM, "random")):
-        tuned[method] = ran(method, [joint(base, sampler, flops)], start="untuned")
+    start = ran(START, [TUNED])
+    searched = {SURFACE: ran(SURFACE, [{"kind": "surface"}], start=start.settings)}
+    for method in methods[1:]:
+        searched[method] = ran(method, [search(method, searched[SURFACE].trials)], start=start.settings)
     fresh = {**header["budget"], "data_seed": order + FRESH_ORDER}
     confirmation = [
         {"kind": "baselines", "include": [UNTUNED]},
         {"kind": "confirm", "against": [UNTUNED], "n_seeds": confirm_seeds},
     ]
     results = {}
-    for method in METHODS:
-        confirmed = ran(f"confirm {method}", confirmation, start=tuned[method].settings, budget=fresh).losses[UNTUNED]
-        spent = tuned[method].state.flops
-        results[method] = Result(spent, tuned[method].trials, tuned[method].settings, *confirmed)
+    for method, found in {START: start, **searched}.items():
+        confirmed = ran(f"confirm {method}", confirmation, start=found.settings, budget=fresh).losses[UNTUNED]
+        results[method] = Result(found.state.flops, found.trials, found.settings, *confirmed)
     return results
 
 
-def searches(stage: Stage) -> bool:
-    """Whether the stage can move the incumbent; one that needs references only measures it."""
-    return stage.on_path and not stage.requires
-
-
-def joint(base: Plan, sampler: str, flops: float) -> dict[str, Any]:
-    """The stage that spends ``flops`` and no more: what centre and verification leave goes to candidates."""
-    fields = {"kind": "joint", "axes": "all", "sampler": sampler, "batch": BATCH, "radius": RADIUS, "n_seeds": 1}
+def search(method: str, trials: int) -> dict[str, Any]:
+    """The stage that spends at most ``trials``: what centre and verification leave goes to candidates."""
+    if method == MICRO:
+        return {"kind": "micro", "group": list(MULTIPLIER_NAMES), "offsets": [-2, 0, 2], "refine": False, "extend": 0}
+    axes = ["elr", "ewd", *MULTIPLIER_NAMES]
+    fields = {"kind": "joint", "axes": axes, "sampler": method, "radius": RADIUS, "n_seeds": 1}
     stage = Joint.model_validate(fields)
-    aside = 1 + (1 + stage.finalists) * stage.verify_seeds  # the centre, and the verification
-    (trial,) = base.context.trials(base.start, base.header.seeds[:1])
-    trials = int(flops / trial.flops + 1e-6) - aside
-    if trials < 2:
-        raise UserError(f"the staged method spent {flops:.3g} FLOPs, too few for a search", fix="Give it more stages")
-    return {**fields, "trials": trials, "batch": BATCH if sampler == "tpe" else trials}  # random has nothing to hear
+    left = trials - 1 - (1 + stage.finalists) * stage.verify_seeds
+    if left < 2:
+        raise UserError(f"the surface took {trials} trials, too few for a search", fix="Give it more")
+    return {**fields, "trials": left, "batch": left if method == "random" else BATCH}  # random has nothing to hear
 
 
 def run(name: str, plan: dict[str, Any], out: Path, executor: str) -> Ran:
@@ -156,8 +156,10 @@ def run(name: str, plan: dict[str, Any], out: Path, executor: str) -> Ran:
 
 def summary(repeats: list[dict[str, Result]]) -> dict[str, Any]:
     """Everything as plain data: each result, and each gain per repeat and over repeats."""
-    pairs = {f"{method} over untuned": (method, UNTUNED) for method in METHODS}
-    pairs |= {f"{STAGED} over {other}": (STAGED, other) for other in (TPE, RANDOM, ELR)}
+    others = [method for method in repeats[0] if method not in (START, SURFACE)]
+    pairs = {f"{method} over {START}": (method, START) for method in (SURFACE, *others)}
+    pairs |= {f"{SURFACE} over {other}": (SURFACE, other) for other in others}
+    pairs |= {f"{START} over {UNTUNED}": (START, UNTUNED)}
     gains = {}
     for label, (ours, theirs) in pairs.items():
         sides = [(losses(each, ours), losses(each, theirs)) for each in repeats]
@@ -168,7 +170,7 @@ def summary(repeats: list[dict[str, Result]]) -> dict[str, Any]:
 
 
 def losses(results: dict[str, Result], method: str) -> Losses:
-    return results[STAGED].untuned if method == UNTUNED else results[method].losses
+    return results[START].untuned if method == UNTUNED else results[method].losses
 
 
 def as_data(gain: Interval | None) -> dict[str, float | None] | None:
