@@ -78,6 +78,17 @@ class ResponseSurface(Result):
     flops: float = 0.0
 
     @property
+    def moves(self) -> dict[str, float]:
+        """log2 from where the stage began to the last centre, by axis."""
+        if not self.rounds:
+            return {}
+        last = self.rounds[-1]
+        return {
+            axis: self.units.get(axis, 1.0) * (place + (last.taken or 0.0) * last.step.get(axis, 0.0))
+            for axis, place in last.centre.items()
+        }
+
+    @property
     def taken(self) -> bool:
         return self.moved is not None and self.moved.outcome == "better"
 
