@@ -20,6 +20,10 @@ class Share(FrozenModel):
     share: float
     comparison: Comparison
 
+    @property
+    def label(self) -> str:
+        return "the whole step" if self.share == 1 else f"{self.share:g} of the step"
+
 
 class Round(FrozenModel):
     """One design around a centre, and the line search along the step that the surface predicts.

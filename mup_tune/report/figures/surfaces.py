@@ -15,7 +15,7 @@ from mup_tune.report import formats
 from mup_tune.report.figures.style import BLUE, GREEN, INK, PAPER, PURPLE, RED, SOFT, drawing, svg
 from mup_tune.stats import Interval
 
-WIDTH, ROW = 480, 14  # of the figures, and of one of their rows, in points
+WIDTH, ROW = 600, 14  # of the figures, and of one of their rows, in points
 STYLES = {"predicted": (PURPLE, "D"), "measured": (BLUE, "o"), "verified": (GREEN, "s")}
 
 
@@ -37,7 +37,7 @@ def gains(result: ResponseSurface) -> list[Gain]:
         for each in done.shares:
             if each.comparison.gain is not None:
                 went = ", taken" if each.share == done.taken else ""
-                rows.append(Gain(f"{each.share:g} of the step{went}", "measured", each.comparison.gain))
+                rows.append(Gain(f"{each.label}{went}", "measured", each.comparison.gain))
     if result.moved is not None and result.moved.gain is not None:
         rows.append(Gain("last centre, verified", "verified", result.moved.gain))
     return rows

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from mup_tune.findings import AxisFinding, Comparison, Finding
 from mup_tune.findings.surface import Effect, ResponseSurface, Round, Stop
 from mup_tune.report import formats
-from mup_tune.report.words import Headline, gain, most_sensitive, outcome, result_of
+from mup_tune.report.words import Headline, gain, most_sensitive, nats, outcome, result_of
 
 FURTHEST = 5  # axes that the summary names
 STOPPED: dict[Stop, str] = {
@@ -27,11 +27,11 @@ def summary(finding: Finding) -> list[str]:
         said.append(f"The centre went furthest along {shown} (log2).")
     if result.effects:
         said.append(f"{most_sensitive(_shown(result))}, at the last centre.")
-    said.append(f"{formats.plural(result.trials, 'trial')} and {result.flops:.3g} FLOPs.")
+    said.append(f"All of it took {formats.plural(result.trials, 'trial')} and {result.flops:.3g} FLOPs.")
     if result.next_gain is not None:
         said.append(
             f"A further round would cost {formats.plural(result.round_trials, 'trial')} and "
-            f"{result.round_flops:.3g} FLOPs; predicted {gain(result.next_gain)}."
+            f"{result.round_flops:.3g} FLOPs, and is predicted to gain {nats(result.next_gain)}."
         )
     if result.detectable is not None:
         said.append(f"The verification's seeds show gains from about {result.detectable:.4f} nats/token on.")
@@ -53,8 +53,8 @@ def _round(done: Round, units: Mapping[str, float]) -> Iterable[str]:
 def _measured(done: Round) -> str:
     if not done.shares:
         return ""
-    line = "; ".join(f"{each.share:g} of the step {_gain(each.comparison)}" for each in done.shares)
-    went = "stays" if done.taken is None else f"moves by {done.taken:g} of the step"
+    line = "; ".join(f"{each.label} {_gain(each.comparison)}" for each in done.shares)
+    went = next((f"moves by {each.label}" for each in done.shares if each.share == done.taken), "stays")
     return f"; measured: {line}. The centre {went}"
 
 
