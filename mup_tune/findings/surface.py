@@ -20,6 +20,10 @@ class Share(FrozenModel):
     share: float
     comparison: Comparison
 
+    @property
+    def label(self) -> str:
+        return "the whole step" if self.share == 1 else f"{self.share:g} of the step"
+
 
 class Round(FrozenModel):
     """One design around a centre, and the line search along the step that the surface predicts.
@@ -76,6 +80,17 @@ class ResponseSurface(Result):
     round_flops: float = 0.0
     trials: int = 0
     flops: float = 0.0
+
+    @property
+    def moves(self) -> dict[str, float]:
+        """log2 from where the stage began to the last centre, by axis."""
+        if not self.rounds:
+            return {}
+        last = self.rounds[-1]
+        return {
+            axis: self.units.get(axis, 1.0) * (place + (last.taken or 0.0) * last.step.get(axis, 0.0))
+            for axis, place in last.centre.items()
+        }
 
     @property
     def taken(self) -> bool:

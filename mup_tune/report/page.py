@@ -135,7 +135,7 @@ def _stage(run: RunView, finding: Finding, index: int) -> StageView:
         if len(bars) > 1
         else None,
         claims=claims,
-        claims_figure=_claims_figure(claims, anchor),
+        claims_figure=None if words.draws_comparisons(finding) else _claims_figure(claims, anchor),
         sections=[Markup(section) for section in sections if section],
         ok=ok,
         diverged=len(trials) - ok,

@@ -5,7 +5,7 @@ Figures, templates and tables are imported where a section is made, so that word
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
@@ -48,6 +48,11 @@ def why(finding: Finding, axis: AxisFinding) -> str:
 def verdict(finding: Finding, comparison: Comparison) -> str:
     """What a comparison came to, for its row in a table."""
     return str(_part(finding, "verdict")(finding, comparison))
+
+
+def draws_comparisons(finding: Finding) -> bool:
+    """Whether the section's figures hold the comparisons."""
+    return bool(_part(finding, "draws_comparisons")(finding))
 
 
 def section(finding: Finding, anchor: str) -> str:
@@ -103,6 +108,16 @@ def loss(losses: Losses) -> str:
     """Mean over the seeds in nats/token."""
     value = mean_loss(losses)
     return "diverged" if value is None else f"{value:.4f}"
+
+
+def most_sensitive(curvatures: Mapping[str, float]) -> str:
+    """The three axes of the largest curvatures above 0, given in nats/token per (log2)²."""
+    ranked = sorted((axis for axis, value in curvatures.items() if value > 0), key=lambda axis: -curvatures[axis])
+    if not ranked:
+        return "No curvature shown on any axis"
+    units = [" mnat/token per (log2)²", "", ""]
+    said = [f"{axis} ({1e3 * curvatures[axis]:.3g}{unit})" for axis, unit in zip(ranked, units, strict=False)]
+    return f"Most sensitive: {', then '.join(said)}"
 
 
 def change(axis: AxisFinding) -> str:

@@ -31,6 +31,11 @@ def verdict(finding: Finding, comparison: Comparison) -> str:
     return outcome(comparison)
 
 
+def draws_comparisons(finding: Finding) -> bool:
+    """Whether the section's figures hold the comparisons, so that the page draws no figure of them."""
+    return False
+
+
 def section(finding: Finding, anchor: str) -> str:
     """HTML beyond axes and comparisons; ids in it start with ``anchor``."""
     return ""

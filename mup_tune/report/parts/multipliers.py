@@ -8,7 +8,7 @@ from mup_tune.findings import AxisFinding, Comparison, Finding
 from mup_tune.findings.multipliers import Move, MultiplierPasses, Pass, Prediction
 from mup_tune.findings.result import sensitivities
 from mup_tune.report.formats import plural
-from mup_tune.report.words import BEST, Headline, change, gain, result_of
+from mup_tune.report.words import BEST, Headline, change, gain, most_sensitive, result_of
 
 QUIET = {"flat": "Flat, kept", "not identifiable": "Not identifiable, not swept"}
 
@@ -73,13 +73,7 @@ def headline(finding: Finding) -> Headline | None:
     axes = finding.axes
     if len({axis.axis for axis in axes if axis.points}) < 2:
         return None
-    curvature = sensitivities(axes)
-    ranked = sorted((axis for axis, value in curvature.items() if value > 0), key=lambda axis: -curvature[axis])
-    if not ranked:
-        return Headline("No curvature shown on any axis")
-    units = [" mnat/token per (log2)²", "", ""]
-    said = [f"{axis} ({1e3 * curvature[axis]:.3g}{unit})" for axis, unit in zip(ranked, units, strict=False)]
-    return Headline(f"Most sensitive: {', then '.join(said)}")
+    return Headline(most_sensitive(sensitivities(axes)))
 
 
 def why(finding: Finding, axis: AxisFinding) -> str:
