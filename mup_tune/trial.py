@@ -59,7 +59,7 @@ class Budget(Schedule, _RowLength):
         return self
 
     def longer(self, factor: float) -> Budget:
-        """``factor`` ≥ 1 times the tokens in whole batches, with the same warmup and the decay's share kept."""
+        """``factor`` ≥ 1 times the tokens in whole batches; warmup stays, and so does the decay's share."""
         batch = self.batch_tokens
         steps = max(round(self.steps * factor), ceil(self.total_tokens / batch))
         total = steps * batch
