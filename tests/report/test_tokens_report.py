@@ -1,4 +1,4 @@
-"""Tokens saved and other Shapes on the page: the headline, the claims, the table and what the figures draw."""
+"""Tokens saved and other Shapes on the page: headline, claims, table and figures."""
 
 from __future__ import annotations
 
