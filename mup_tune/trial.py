@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import ceil
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -58,11 +59,12 @@ class Budget(Schedule, _RowLength):
         return self
 
     def longer(self, factor: float) -> Budget:
-        """``factor`` times the tokens in whole batches: warmup as it is, the decay with its share of all."""
+        """``factor`` ≥ 1 times the tokens in whole batches; warmup stays, and so does the decay's share."""
         batch = self.batch_tokens
-        steps = round(self.steps * factor)
-        decay = round(self.decay_tokens / self.total_tokens * steps) * batch
-        return self.model_copy(update={"total_tokens": steps * batch, "decay_tokens": decay})
+        steps = max(round(self.steps * factor), ceil(self.total_tokens / batch))
+        total = steps * batch
+        decay = min(round(self.decay_tokens / self.total_tokens * steps) * batch, total - self.warmup_tokens)
+        return self.model_copy(update={"total_tokens": total, "decay_tokens": decay})
 
     @property
     def rows(self) -> int:

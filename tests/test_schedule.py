@@ -126,3 +126,32 @@ def test_the_batch_rule_is_a_square_root_and_composes(a: int, b: int, c: int) ->
     assert batch_lr_factor(4 * a, a) == 2.0
     assert isclose(batch_lr_factor(a, b) ** 2, a / b, rel_tol=1e-12)
     assert isclose(batch_lr_factor(a, b) * batch_lr_factor(b, c), batch_lr_factor(a, c), rel_tol=1e-12)
+
+
+@st.composite
+def budgets(draw: st.DrawFn) -> Budget:
+    batch = 8 * draw(st.integers(1, 4))
+    total = draw(st.integers(batch, 400 * batch))
+    warmup = draw(st.integers(0, total))
+    decay = draw(st.integers(0, total - warmup))
+    return budget(batch_tokens=batch, total_tokens=total, warmup_tokens=warmup, decay_tokens=decay)
+
+
+@given(budgets(), st.floats(1.0, 8.0))
+def test_a_longer_budget_is_valid_and_has_whole_batches(plain: Budget, factor: float) -> None:
+    longer = plain.longer(factor)
+    assert Budget.model_validate(longer.model_dump()) == longer
+    assert longer.total_tokens % longer.batch_tokens == 0
+    assert longer.total_tokens >= plain.total_tokens
+    assert abs(longer.steps - factor * plain.steps) <= 1
+    same = {"total_tokens", "decay_tokens"}
+    assert longer.model_dump(exclude=same) == plain.model_dump(exclude=same)
+
+
+def test_a_longer_budget_keeps_its_warmup_and_the_share_of_its_decay() -> None:
+    longer = budget().longer(1.9)
+    assert (longer.steps, longer.total_tokens) == (190, 1520)
+    assert longer.warmup_tokens == 80
+    assert longer.decay_tokens == 304  # a fifth, as before
+    assert budget().longer(1.0) == budget()
+    assert budget(decay_tokens=0).longer(1.3).decay_tokens == 0

@@ -11,7 +11,7 @@ from mup_tune.stats.tokens import TokensSaved
 
 
 class Horizon(FrozenModel):
-    """The reference trained for ``factor`` times the plan's tokens, at an ELR tuned for it."""
+    """The reference trained for ``factor`` times the plan's steps, at an ELR tuned for it."""
 
     factor: float
     tokens: int

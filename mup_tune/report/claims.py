@@ -11,6 +11,7 @@ from mup_tune.findings.confirmation import Confirmation, TokenGain
 from mup_tune.report import formats, words
 from mup_tune.report.parts import confirmation as said
 from mup_tune.run.tables import RunView
+from mup_tune.stats.tokens import TokensSaved
 
 OUTCOMES = {
     "better": "confirmed: the 95 % CI lies above 0",
@@ -22,13 +23,17 @@ MEASURES = "This run measures; it claims no gain, which takes a confirmation on 
 
 @dataclass(frozen=True)
 class Claim:
-    """One comparison as the page tells it, in its stage's words. Losses are means over ``seeds`` seeds."""
+    """One comparison as the page tells it, in its stage's words. Losses are means over ``seeds`` seeds.
+
+    ``saved``: the gain in tokens, where it was measured against this reference.
+    """
 
     comparison: Comparison
     verdict: str
     candidate_loss: float | None
     reference_loss: float | None
     seeds: int
+    saved: TokensSaved | None = None
 
     @property
     def short(self) -> str:
@@ -38,14 +43,16 @@ class Claim:
 
 def claims_of(finding: Finding) -> list[Claim]:
     """Mean losses are over the seeds where both sides ended."""
-    return [_claim(each, words.verdict(finding, each)) for each in finding.comparisons]
+    tokens = _tokens(finding)
+    saved = {tokens.reference: tokens.saved} if tokens else {}
+    return [_claim(each, words.verdict(finding, each), saved.get(each.reference)) for each in finding.comparisons]
 
 
-def _claim(comparison: Comparison, verdict: str) -> Claim:
+def _claim(comparison: Comparison, verdict: str, saved: TokensSaved | None) -> Claim:
     candidate, reference = comparison.candidate_losses, comparison.reference_losses
     both = [(a, b) for s, a in candidate.items() if a is not None and (b := reference.get(s)) is not None]
     means = [float(np.mean(side)) for side in zip(*both, strict=True)] if both else [None, None]
-    return Claim(comparison, verdict, means[0], means[1], len(both))
+    return Claim(comparison, verdict, means[0], means[1], len(both), saved)
 
 
 def confirmation(run: RunView) -> Finding | None:
@@ -57,7 +64,7 @@ def confirmation(run: RunView) -> Finding | None:
 def headline(run: RunView, claims: list[Claim]) -> words.Headline:
     """The gain named is the one over the hardest reference."""
     if claims:
-        return _claimed(claims, _tokens(run))
+        return _claimed(claims, _tokens(confirmation(run)))
     concluded, wanted = len(run.findings), len(run.plan.stages)
     if not concluded and run.live:
         return words.Headline("Still in progress: no stage has concluded yet", "This page shows what was run so far.")
@@ -75,9 +82,8 @@ def headline(run: RunView, claims: list[Claim]) -> words.Headline:
     )
 
 
-def _tokens(run: RunView) -> TokenGain | None:
-    found = confirmation(run)
-    return found.result.tokens if found is not None and isinstance(found.result, Confirmation) else None
+def _tokens(finding: Finding | None) -> TokenGain | None:
+    return finding.result.tokens if finding and isinstance(finding.result, Confirmation) else None
 
 
 def _claimed(claims: list[Claim], tokens: TokenGain | None) -> words.Headline:

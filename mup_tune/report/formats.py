@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 
 from mup_tune.stats import Interval
+from mup_tune.stats.tokens import TokensSaved
 
 NONE = "–"
 MINUS = "−"
@@ -41,6 +42,17 @@ def log2(value: float | None, decimals: int = 2) -> str:
 
 def log2_ci(interval: Interval | None) -> str:
     return NONE if interval is None else f"{log2(interval.low)} to {log2(interval.high)}"
+
+
+def times(factor: float) -> str:
+    """A factor on tokens: ``1.32 ×``."""
+    return f"{factor:.2f} ×"
+
+
+def times_ci(saved: TokensSaved) -> str:
+    """``1.20 to 1.45 ×``; without an end where the factor lies beyond what was trained."""
+    found = saved.factor
+    return f"from {times(found.low)}" if saved.beyond else f"{found.low:.2f} to {times(found.high)}"
 
 
 def value(number: float | None) -> str:

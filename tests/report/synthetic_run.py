@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mup_tune.findings import AxisFinding, Comparison, Decision, Finding, Point, Reason, State
-from mup_tune.findings.confirmation import Confirmation
+from mup_tune.findings.confirmation import AtShape, Confirmation, Horizon, TokenGain
 from mup_tune.findings.global_axes import GlobalAxes
 from mup_tune.findings.multipliers import Move, MultiplierPasses, Pass, Prediction, ShrunkenOptimum
 from mup_tune.run.folder import RunFolder
@@ -20,6 +20,7 @@ from mup_tune.run.tables import write_tables
 from mup_tune.settings import Settings, untuned
 from mup_tune.shape import load_shape
 from mup_tune.stats import Interval, Parabola
+from mup_tune.stats.tokens import tokens_saved
 from mup_tune.trial import Budget, Pack, PackResult, Trial, TrialResult
 
 SHAPE = load_shape("cpu-64")
@@ -156,14 +157,52 @@ def comparison(
     )
 
 
-def confirmation(comparisons: tuple[Comparison, ...], before: Settings, stage: str = "03-confirm") -> Finding:
+def token_gain(
+    reference: str = "elr-tuned",
+    gain: float = 0.03,
+    noise: float = 0.002,
+    seeds: tuple[int, ...] = (10, 11, 12),
+    slope: float = -0.15,
+    factors: tuple[float, ...] = (1.0, 1.1, 1.3, 1.9),
+    lost: int | None = None,
+) -> TokenGain:
+    """A loss linear in log tokens, and Settings better by ``gain``; ``lost`` diverges at the last horizon."""
+    rng, offset = np.random.default_rng(0), {seed: 0.01 * (seed % 7) for seed in seeds}
+
+    def trained(level: float) -> dict[int, float | None]:
+        return {seed: level + offset[seed] + rng.normal(0, noise) for seed in seeds}
+
+    candidate = trained(1.9 - gain)
+    rows = [trained(1.9 + slope * math.log(factor)) for factor in factors]
+    if lost is not None:
+        rows[-1][lost] = None
+    horizons = tuple(
+        Horizon(factor=factor, tokens=round(BUDGET.total_tokens * factor), elr=0.02 / factor**0.3, losses=losses)
+        for factor, losses in zip(factors, rows, strict=True)
+    )
+    saved = tokens_saved(candidate, rows, factors)
+    return TokenGain(reference=reference, horizons=horizons, candidate_losses=candidate, saved=saved)
+
+
+def at_shape(name: str, gain: Interval | None, reference: str = "elr-tuned") -> AtShape:
+    compared = comparison(reference, gain, (10, 11, 12))
+    return AtShape(shape=name, parameters=load_shape(name).parameters(), comparison=compared)
+
+
+def confirmation(
+    comparisons: tuple[Comparison, ...],
+    before: Settings,
+    stage: str = "03-confirm",
+    tokens: TokenGain | None = None,
+    shapes: tuple[AtShape, ...] = (),
+) -> Finding:
     return Finding(
         stage=stage,
         kind="confirm",
         title="Confirmation on fresh seeds",
         before=before,
         after=before,
-        result=Confirmation(comparisons=comparisons),
+        result=Confirmation(comparisons=comparisons, tokens=tokens, shapes=shapes),
     )
 
 

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 
 import pytest
-from synthetic_run import AXES, SHAPE, axis_finding, comparison, confirmation, finding, passes
+from synthetic_run import AXES, SHAPE, at_shape, axis_finding, comparison, confirmation, finding, passes, token_gain
 
 from mup_tune.findings import AxisFinding, Comparison, Finding, Result, Verified
 from mup_tune.findings.baselines import BaselineSet, RandomSearch
@@ -15,6 +15,7 @@ from mup_tune.findings.joint_search import Candidate, JointSearch, Search
 from mup_tune.report import words
 from mup_tune.settings import untuned
 from mup_tune.stats import Interval
+from mup_tune.stats.tokens import TokensSaved
 
 START = untuned(SHAPE)
 BETTER, WORSE, UNCLEAR = Interval(0.02, 0.01, 0.03), Interval(-0.02, -0.03, -0.01), Interval(0.0, -0.01, 0.01)
@@ -121,6 +122,54 @@ def test_a_confirmation_says_what_its_interval_does(gain: Interval | None, told:
     found = confirmation((comparison("untuned", gain, (0, 1, 2)),), START)
     assert words.summary(found) == [f"Against untuned: {told}."]
     assert words.verdict(found, found.comparisons[0]) == told
+
+
+def saved(value: float, low: float, high: float, beyond: bool = False) -> TokensSaved:
+    return TokensSaved(Interval(value, low, high), beyond, level=2.0, slope=-0.1, bend=0.0)
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (
+            saved(1.32, 1.2, 1.45),
+            "Tokens saved: untuned needs 1.32 × (95 % CI 1.20 … 1.45) the tokens for the same loss",
+        ),
+        (
+            saved(1.05, 0.96, 1.14),
+            "No tokens saved that the seeds can show: "
+            "untuned needs 1.05 × (95 % CI 0.96 … 1.14) the tokens for the same loss",
+        ),
+        (saved(0.8, 0.7, 0.9), "Tokens lost: untuned needs 0.80 × (95 % CI 0.70 … 0.90) the tokens for the same loss"),
+        (
+            saved(1.9, 1.62, 1.9, beyond=True),
+            "Tokens saved: untuned does not reach the same loss with 1.9 × the tokens (95 % CI from 1.62)",
+        ),
+        (
+            saved(1.9, 0.9, 1.9, beyond=True),
+            "No tokens saved that the seeds can show: "
+            "untuned does not reach the same loss with 1.9 × the tokens (95 % CI from 0.90)",
+        ),
+        (None, "In tokens over untuned: not known, a seed diverged or more tokens do not lower its loss"),
+    ],
+)
+def test_a_gain_in_tokens_says_what_its_interval_does(found: TokensSaved | None, told: str) -> None:
+    gain = token_gain("untuned").model_copy(update={"saved": found})
+    assert words.summary(confirmation((comparison("untuned", BETTER, (0, 1, 2)),), START, tokens=gain)) == [
+        f"{told}.",
+        "Against untuned: confirmed: 0.0200 nats/token better (95 % CI 0.0100 … 0.0300).",
+    ]
+
+
+def test_other_shapes_are_told_after_the_claim() -> None:
+    shapes = (at_shape("cpu-32", BETTER, "untuned"), at_shape("cpu-128", UNCLEAR, "untuned"))
+    found = confirmation((comparison("untuned", BETTER, (0, 1, 2)),), START, shapes=shapes)
+    assert words.summary(found)[1:] == [
+        "At cpu-32 (41,528 parameters), against untuned: "
+        "confirmed: 0.0200 nats/token better (95 % CI 0.0100 … 0.0300).",
+        "At cpu-128 (426,272 parameters), against untuned: "
+        "no gain shown: 0.0000 nats/token (95 % CI -0.0100 … 0.0100).",
+    ]
 
 
 def test_of_several_better_finalists_the_first_is_taken() -> None:

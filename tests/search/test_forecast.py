@@ -145,3 +145,15 @@ def test_a_rehearsal_refuses_a_joint_search_without_ground_and_draws_as_many_can
     full = stage.model_copy(update={"top": 1, "radius": 0.125, "trials": 20})
     with pytest.raises(UserError, match="holds 16 different candidates, fewer than 20"):
         full.walk(Rehearsed(plan.context), state)
+
+
+def test_horizons_are_priced_by_their_own_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    head = PLAN.split("stages:")[0] + "stages:\n  - {kind: elr_ewd, reference: tuned}\n"
+    path.write_text(head + "  - {kind: confirm, against: [tuned], n_seeds: 4, horizons: [1.1, 1.3, 1.9]}\n")
+    loaded = load_plan(str(path))
+    line, one = forecast(loaded)[-1], loaded.header.budget.total_tokens
+    assert line.trials == 2 * 4 + 3 * 4 + 3 * 3  # both, the horizons, and ELR's line on the plan's 3 seeds
+    assert line.tokens == pytest.approx(one * (2 * 4 + (1.1 + 1.3 + 1.9) * 4 + 1.9 * 3 * 3))
+    assert line.max_trials == line.trials + 3
+    assert line.flops / line.tokens == pytest.approx(loaded.context.trials(loaded.start, [0])[0].flops / one)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import zlib
 from math import log2, nan
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -210,3 +211,27 @@ def test_assignments_and_scales_change_values_and_are_checked(tmp_path: Path) ->
     assert "not of the form" in bad(tmp_path, PLAN, "seeds")
     assert "not an index below 4" in bad(tmp_path, PLAN, "stages.7.n_seeds=1")
     assert "unknown key 'seedz'" in bad(tmp_path, PLAN, "seedz=[1]")
+
+
+def test_horizons_share_one_calibration_and_packs_never_mix_budgets(plan: Plan, tmp_path: Path) -> None:
+    class Watched(Landscape):
+        calibrated = 0
+        mixed = False
+        budgets: ClassVar[set[int]] = set()
+
+        def run(self, work: Work, report: Report) -> Outcome:
+            if isinstance(work, Calibrate):
+                self.calibrated += 1
+            else:
+                tokens = {trial.budget.total_tokens for trial in work.trials}
+                self.budgets |= tokens
+                self.mixed |= len(tokens) > 1
+            return super().run(work, report)
+
+    path = tmp_path / "longer.yaml"
+    path.write_text(PLAN.replace("n_seeds: 3}", "n_seeds: 3, horizons: [1.1, 1.3, 1.9]}"))
+    watched = Watched()
+    sweep(load_plan(str(path)), tmp_path / "run", watched)
+    assert watched.calibrated == 1
+    assert watched.budgets == {12800, 14080, 16640, 24320}
+    assert not watched.mixed

@@ -20,12 +20,11 @@ def tokens(gain: TokenGain) -> str:
     saved, longest = gain.saved, gain.horizons[-1].factor
     if saved is None:
         return f"In tokens over {gain.reference}: not known, a seed diverged or more tokens do not lower its loss"
-    factor = f"{saved.factor.value:.2f} × {ci(saved.factor, '.2f')}"
+    needs = f"needs {saved.factor.value:.2f} × {ci(saved.factor, '.2f')} the tokens for the same loss"
     if saved.beyond:
-        return f"Tokens saved: {gain.reference} does not reach the same loss with {longest:g} × the tokens"
-    if gain.shown:
-        return f"Tokens saved: {gain.reference} needs {factor} the tokens for the same loss"
-    return f"No tokens saved that the seeds can show: {gain.reference} needs {factor} the tokens for the same loss"
+        needs = f"does not reach the same loss with {longest:.3g} × the tokens (95 % CI from {saved.factor.low:.2f})"
+    found = "Tokens saved" if gain.shown else "No tokens saved that the seeds can show"
+    return f"{'Tokens lost' if saved.factor.high < 1 else found}: {gain.reference} {needs}"
 
 
 def _elsewhere(finding: Finding, at: AtShape) -> str:
@@ -56,3 +55,25 @@ def verdict(finding: Finding, comparison: Comparison) -> str:
         case "worse":
             return f"worse: by {nats(opposite(gain))}"
     return f"no gain shown: {nats(gain)}"
+
+
+def section(finding: Finding, anchor: str) -> str:
+    """The gain in tokens and at other Shapes, where the plan asked for them."""
+    result = result_of(finding, Confirmation)
+    if result.tokens is None and not result.shapes:
+        return ""
+    from mup_tune.report.figures import tokens as figures
+    from mup_tune.report.figures.axes import intervals
+    from mup_tune.report.figures.values import Mean
+    from mup_tune.report.html import rendered
+
+    gain, bars = result.tokens, figures.shape_bars(result)
+    return rendered(
+        "confirmation.html",
+        gain=gain,
+        elr=finding.after.elr,
+        mean=Mean.of,
+        curve=gain and figures.token_curve(gain, f"{anchor}-tokens"),
+        reference=result.shapes[0].comparison.reference if result.shapes else None,
+        shapes=intervals(bars, f"{anchor}-shapes", "Gain at the proxy and at other Shapes") if bars else None,
+    )

@@ -19,7 +19,7 @@ from mup_tune.settings import Settings
 from mup_tune.shape import Shape, load_shape
 from mup_tune.stats import Interval
 from mup_tune.stats.tokens import tokens_saved
-from mup_tune.trial import TrialResult, source_loss, sources
+from mup_tune.trial import Budget, TrialResult, source_loss, sources
 
 FIRST_SEED = 1000
 LINE, EXTENDED = (-0.5, 0.0, 0.5), 1  # log2 offsets of ELR at the longest horizon, and how often they may go on
@@ -43,8 +43,8 @@ class Confirm(Stage):
 
     With ``horizons`` the reference ``tokens_against`` (the first of ``against`` if not named) also trains for
     that many times the tokens, on the same seeds. So the gain is told in tokens too: the same loss with 1/x
-    of them. The reference's ELR is tuned anew at the longest horizon and interpolated in between, on a line of
-    ±½ log2 over the tuning seeds. A longer run wants another one, and a handicapped reference would flatter.
+    of them. A longer run wants another ELR, and a handicapped reference would flatter. So its ELR is tuned
+    anew at the longest horizon, on a line of ±½ log2 over the tuning seeds, and interpolated in between.
 
     With ``shapes`` the incumbent and that reference meet at these Shapes as well, carried there by their µP
     base. These comparisons stand beside the claim.
@@ -127,26 +127,39 @@ class Confirm(Stage):
                 found.append(shape)
         return found
 
+    def _budgets(self, budget: Budget) -> list[Budget]:
+        """The plan's and a longer one for every horizon. Raises UserError: two have the same steps."""
+        found = [budget, *(budget.longer(factor) for factor in self.horizons)]
+        if len({each.steps for each in found}) < len(found):
+            raise UserError(
+                f"{list(self.horizons)} are not told apart in {budget.steps} steps",
+                field="horizons",
+                fix="Name factors further apart, or give the budget more tokens",
+            )
+        return found
+
     def _tokens(
         self, asked: Asked, reference: Settings, ours: Sequence[TrialResult], theirs: Sequence[TrialResult]
     ) -> TokenGain | None:
         if not self.horizons:
             return None
-        budget, longest = asked.context.budget, self.horizons[-1]
-        line = SweptAxis("elr", reference, budget=budget.longer(longest))
+        budgets = self._budgets(asked.context.budget)
+        line = SweptAxis("elr", reference, budget=budgets[-1])
         swept_axis.train_grid(asked, [line], LINE, asked.context.seeds, EXTENDED)
         fit = line.fit(swept_axis.noise([line]))
         offset = (line.best or 0.0) if fit is None else fit.optimum.value
         # log ELR is taken for linear in log tokens from the plan's own horizon, where it was tuned, on.
-        tuned = [reference.scaled({"elr": 2.0 ** (offset * log(x) / log(longest))}) for x in self.horizons]
-        budgets = [budget.longer(factor) for factor in self.horizons]
+        factors = [each.steps / budgets[0].steps for each in budgets]
+        tuned = [reference.scaled({"elr": 2.0 ** (offset * log(x) / log(factors[-1]))}) for x in factors[1:]]
         seeds = [row.trial.seed for row in ours]
-        pairs = zip(tuned, budgets, strict=True)
+        pairs = zip(tuned, budgets[1:], strict=True)
         rows = asked.rows([asked.context.trials(each, seeds, budget=longer) for each, longer in pairs])
-        horizons = [Horizon(factor=1.0, tokens=budget.total_tokens, elr=reference.elr, losses=losses(theirs))]
-        for factor, longer, each, found in zip(self.horizons, budgets, tuned, rows, strict=True):
-            horizons.append(Horizon(factor=factor, tokens=longer.total_tokens, elr=each.elr, losses=losses(found)))
-        saved = tokens_saved(losses(ours), [each.losses for each in horizons], [each.factor for each in horizons])
+        reached = zip(factors, budgets, [reference, *tuned], [theirs, *rows], strict=True)
+        horizons = [
+            Horizon(factor=factor, tokens=budget.steps * budget.batch_tokens, elr=each.elr, losses=losses(found))
+            for factor, budget, each, found in reached
+        ]
+        saved = tokens_saved(losses(ours), [each.losses for each in horizons], factors)
         return TokenGain(reference=self.hardest, horizons=tuple(horizons), candidate_losses=losses(ours), saved=saved)
 
 

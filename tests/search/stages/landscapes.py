@@ -35,7 +35,7 @@ def context(seeds: int = 3, steps: int = 20_000, shape: Shape = SHAPE) -> Contex
 
 @dataclass(frozen=True)
 class Landscape:
-    """``loss`` sees log2 of every axis' value over START's.
+    """``loss`` sees log2 of every axis' value over START's; ``longer`` sees that and the Budget's tokens.
 
     Noise is a function of ``draw``, the seed, the Shape's size and these values, so that no test hangs on how
     a trial is hashed.
@@ -46,16 +46,18 @@ class Landscape:
     seed_offset: float = 0.5
     diverges: Callable[[Mapping[str, float], int], bool] = lambda at, seed: False
     draw: int = 0
+    longer: Callable[[Mapping[str, float], int], float] = lambda at, tokens: 0.0
 
     def row(self, trial: Trial) -> TrialResult:
         at = {axis: log2(trial.settings.value(axis) / START.value(axis)) for axis in AXES}
+        loss = self.loss(at) + self.longer(at, trial.budget.total_tokens)
         if self.diverges(at, trial.seed):
             return TrialResult(trial, "diverged", float("nan"), float("nan"), "step 3")
         common = np.random.default_rng([self.draw, trial.seed, 1]).normal(0, self.seed_offset)
         values = (*at.values(), log2(trial.settings.rope_base))
         place = [round((value + 2**9) * 2**20) for value in values]  # to a millionth of a log2, never negative
         own = np.random.default_rng([self.draw, trial.seed, trial.shape.parameters(), *place]).normal(0, self.noise)
-        return TrialResult(trial, "ok", 2.0 + self.loss(at) + float(common + own), 0.001)
+        return TrialResult(trial, "ok", 2.0 + loss + float(common + own), 0.001)
 
 
 AXES = ("elr", "ewd", *START.multipliers)

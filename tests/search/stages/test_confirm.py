@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import exp, log, log2
 
 import numpy as np
 import pytest
-from landscapes import START, Landscape, bowl, context, drive
+from landscapes import SHAPE, START, Landscape, bowl, context, counts, drive
 from pydantic import ValidationError
 
-from mup_tune.findings import State
+from mup_tune.errors import UserError
+from mup_tune.findings import Finding, State
 from mup_tune.report.words import summary
 from mup_tune.search.stage import Stage
+from mup_tune.search.stages import confirm
 from mup_tune.search.stages.confirm import Confirm
+from mup_tune.shape import scaled
 
 BETTER = START.scaled({"key": 2.0})
 GOOD_KEY = bowl({"key": 1.0}, curvature=0.08)  # BETTER gains 0.04
@@ -97,3 +101,144 @@ def test_wrong_fields():
 def test_kinds_are_told_apart_by_their_name():
     for kind, stage in Stage.kinds.items():
         assert stage.model_fields["kind"].default == kind
+
+
+HORIZONS = (1.1, 1.3, 1.9)
+PLANNED = context().budget.total_tokens
+SLOPE = 0.1  # nats/token that e times the tokens gain
+
+
+def falling(drift: float = -0.4):
+    """Loss falls with ln tokens, and the best ELR moves by ``drift`` log2 for every doubling of them."""
+
+    def longer(at, tokens: int) -> float:
+        doublings = log2(tokens / PLANNED)
+        return 0.1 * (at["elr"] - drift * doublings) ** 2 - SLOPE * doublings * log(2)
+
+    return longer
+
+
+def told(landscape: Landscape, **fields):
+    driven, _ = compared(landscape, horizons=HORIZONS, **fields)
+    return driven, driven.conclusion.finding.result.tokens
+
+
+def test_a_gain_is_told_in_tokens_with_the_reference_at_its_own_elr() -> None:
+    driven, found = told(Landscape(GOOD_KEY, noise=1e-4, longer=falling()))
+    assert found.saved is not None
+    assert found.saved.factor.value == pytest.approx(exp(0.04 / SLOPE), rel=0.01)
+    assert found.shown
+    assert [each.factor for each in found.horizons] == [1.0, *HORIZONS]
+    assert [each.tokens for each in found.horizons] == [round(x * PLANNED) for x in (1.0, *HORIZONS)]
+    best = [START.elr * 2 ** (-0.4 * log2(x)) for x in (1.0, *HORIZONS)]
+    assert [each.elr for each in found.horizons] == pytest.approx(best, rel=0.01)
+    # The line is trained on the tuning seeds alone, every horizon on the fresh ones.
+    at_longest = {row.trial.seed for row in driven.known.values() if row.trial.budget.total_tokens > 1.8 * PLANNED}
+    assert at_longest == {0, 1, 2, 1000, 1001, 1002, 1003}
+    assert all(set(each.losses) == {1000, 1001, 1002, 1003} for each in found.horizons)
+    assert summary(driven.conclusion.finding)[0].startswith("Tokens saved: untuned needs 1.49 × (95 % CI 1.")
+
+
+def test_a_reference_at_the_elr_of_the_shorter_run_would_flatter() -> None:
+    _, tuned = told(Landscape(GOOD_KEY, noise=1e-4, longer=falling(-0.5)))
+    held = Landscape(GOOD_KEY, noise=1e-4, longer=lambda at, tokens: falling(-0.5)({"elr": 0.0}, tokens))
+    _, handicapped = told(held)
+    assert tuned.saved.factor.value == pytest.approx(exp(0.04 / SLOPE), rel=0.02)
+    assert handicapped.saved.factor.value > 1.1 * tuned.saved.factor.value
+
+
+def test_the_line_of_elr_goes_on_once_where_its_edge_is_best_and_no_stage_takes_more_than_its_most() -> None:
+    for drift in (0.0, -0.4, -3.0, 3.0):
+        landscape = Landscape(GOOD_KEY, noise=1e-4, longer=falling(drift))
+        driven, found = told(landscape)
+        stage = Confirm(against=["untuned"], horizons=HORIZONS)
+        expected, most = counts(stage, context(), State(BETTER, {"untuned": START}))
+        assert expected <= len(driven.known) <= most
+        moved = log2(found.horizons[-1].elr / START.elr)
+        assert abs(moved) <= 1
+        if abs(drift) == 3:
+            assert len(driven.known) == most
+            assert moved == pytest.approx(1.0 if drift > 0 else -1.0)
+
+
+def test_horizons_are_forecast() -> None:
+    """Two Settings and three horizons on 4 seeds; the line's three points on 3."""
+    plain = counts(Confirm(against=["untuned"]), context(), State(BETTER, {"untuned": START}))
+    longer = Confirm(against=["untuned"], horizons=HORIZONS)
+    expected, most = counts(longer, context(), State(BETTER, {"untuned": START}))
+    assert plain == (8, 8)
+    assert (expected, most) == (8 + 3 * 4 + 3 * 3, 8 + 3 * 4 + 3 * 3 + 3)
+
+
+def test_where_tokens_cannot_be_told() -> None:
+    flat = Landscape(GOOD_KEY, noise=1e-4, longer=lambda at, tokens: 0.1 * log(tokens / PLANNED))
+    driven, found = told(flat)
+    assert found.saved is None
+    assert summary(driven.conclusion.finding)[0].startswith("In tokens over untuned: not known")
+    _, found = told(Landscape(GOOD_KEY, longer=falling(), diverges=lambda at, seed: at["elr"] < 0 and seed == 1001))
+    assert found.saved is None
+    assert found.horizons[-1].losses[1001] is None
+
+
+def test_tokens_and_shapes_are_measured_against_one_reference() -> None:
+    other = START.scaled({"key": 0.5}).model_copy(update={"name": "other"})
+    stage = Confirm(against=["untuned", "other"], tokens_against="other", horizons=HORIZONS)
+    landscape = Landscape(GOOD_KEY, noise=1e-4, longer=falling())
+    driven = drive(stage, landscape, context(), incumbent=BETTER, references={"untuned": START, "other": other})
+    found = driven.conclusion.finding
+    assert found.result.tokens.reference == "other"
+    assert found.result.tokens.horizons[0].losses == found.comparisons[1].reference_losses
+    assert Confirm(against=["untuned", "other"]).hardest == "untuned"
+
+
+def test_other_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = {f"wide-{width}": scaled(SHAPE, width) for width in (64, 128)}
+    monkeypatch.setattr(confirm, "load_shape", lambda name: wide[name].model_copy(update={"name": name}))
+    driven, _ = compared(Landscape(GOOD_KEY), shapes=("wide-64", "wide-128"))
+    found = driven.conclusion.finding
+    assert [each.shape for each in found.result.shapes] == ["wide-64", "wide-128"]
+    assert [each.parameters for each in found.result.shapes] == [
+        wide[name].parameters() for name in ("wide-64", "wide-128")
+    ]
+    assert all(each.comparison.outcome == "better" for each in found.result.shapes)
+    assert len(driven.known) == 3 * 8
+    assert [each.reference for each in found.comparisons] == ["untuned"]  # they stand beside the claim
+    assert Finding.model_validate_json(found.model_dump_json()) == found
+
+
+def test_shapes_that_cannot_be_compared() -> None:
+    for name, said in (("no-such-shape", "no-such-shape"), ("gpu-256", "vocabulary")):
+        with pytest.raises(UserError, match=said) as error:
+            compared(Landscape(GOOD_KEY), shapes=(name,))
+        assert error.value.field == "shapes[0]"
+
+
+def test_horizons_that_few_steps_cannot_tell_apart() -> None:
+    stage, state = Confirm(against=["untuned"], horizons=(1.1, 1.2)), State(BETTER, {"untuned": START})
+    with pytest.raises(UserError, match="not told apart in 4 steps") as error:
+        counts(stage, context(steps=4), state)
+    assert error.value.field == "horizons"
+
+
+def test_a_finding_with_tokens_survives_its_file() -> None:
+    driven, found = told(Landscape(GOOD_KEY, longer=falling()))
+    assert found.saved is not None
+    finding = driven.conclusion.finding
+    assert Finding.model_validate_json(finding.model_dump_json()) == finding
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"horizons": (1.5,)},
+        {"horizons": (1.3, 1.1)},
+        {"horizons": (1.0, 1.5)},
+        {"horizons": (1.5, 1.5)},
+        {"horizons": (2.0, 9.0)},
+        {"tokens_against": "b"},
+        {"shapes": ("a", "a")},
+    ],
+)
+def test_wrong_horizons_references_and_shapes(fields) -> None:
+    with pytest.raises(ValidationError):
+        Confirm(against=["a"], **fields)
