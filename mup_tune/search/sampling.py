@@ -102,9 +102,9 @@ def _trust_region(rng: np.random.Generator, dims: int, limit: int, told: Told, n
 def _cma_es(dims: int, limit: int, told: Told, n: int, seed: int) -> list[tuple[int, ...]]:
     """CMA-ES with learning-rate adaptation for noisy losses (arXiv 2304.03473); a round is a population.
 
-    Optuna's sampler keeps its state in the attributes of trials that it asked itself, and a study rebuilt from
-    history has none. So its library is told the rounds anew. A diverged candidate is the worst loss that
-    trained.
+    Optuna's sampler keeps its state in the attributes of trials that it asked itself, and a study rebuilt
+    from history has none. So its library is told the rounds anew. A diverged candidate is told as the worst
+    loss that trained.
     """
     from cmaes import CMA
 

@@ -21,9 +21,9 @@ from mup_tune.stats.losses import Array
 OFF, OFF_SD = -0.4, 0.2  # ln ρ, in units of the axes
 SPREAD, SPREAD_SD = -0.4, 0.3  # ln of the SD of ln c
 EVALUATIONS = 60
-_C = np.linspace(-3.0, 3.0, 21)
-_D = np.linspace(-3.0, 3.0, 33)
-_LOG_WEIGHT = (-0.5 * (_C[:, None] ** 2 + _D[None, :] ** 2)).ravel()
+_C = np.linspace(-3.5, 3.5, 161)  # of ln c, in SDs: finer than what the trials of a stage tell of it
+LEAST_PRECISION = 1e-3  # of a slope given its curvature, times the prior's
+FIRST_STEP = 0.5  # of the search for hyperparameters: SciPy's own follows their scale
 
 
 @dataclass(frozen=True)
@@ -34,29 +34,30 @@ class Curvatures:
     spread: float
     off: float
 
-    def points(self) -> tuple[Array, Array]:
-        """A grid of (slope, curvature) [M, 2] and its log weights [M]."""
-        c_M = np.repeat(np.exp(self.log_c + self.spread * _C), len(_D))
-        d_M = np.tile(self.off * _D, len(_C))
-        return np.stack([-c_M * d_M, c_M], axis=1), _LOG_WEIGHT
-
     def beside(self, precision_K22: Array, shift_K2: Array) -> tuple[float, Array, Array]:
         """Log evidence, mean [K, 2] and covariance [K, 2, 2] of (slope, curvature) given what the trials say.
+
+        Given c the slope is normal, N(0, (c·ρ)²) before the trials, and is integrated out in closed form. So
+        the grid is over c alone, and an axis that the trials know sharply is not rounded to it.
 
         Args:
             precision_K22, shift_K2: the Gaussian likelihood exp(shift·θ − ½ θᵀ·precision·θ) of each axis.
         """
-        at_M2, log_weight_M = self.points()
-        squares_M3 = np.stack([at_M2[:, 0] ** 2, 2 * at_M2[:, 0] * at_M2[:, 1], at_M2[:, 1] ** 2], axis=1)
-        flat_K3 = precision_K22.reshape(-1, 4)[:, [0, 1, 3]]
-        log_KM = shift_K2 @ at_M2.T - 0.5 * flat_K3 @ squares_M3.T + log_weight_M
+        c_M = np.exp(self.log_c + self.spread * _C)
+        prior_M = 1 / (c_M * self.off) ** 2
+        of_slope_K1, both_K1, of_c_K1 = (precision_K22[:, i, j][:, None] for i, j in ((0, 0), (0, 1), (1, 1)))
+        precision_KM = np.maximum(of_slope_K1 + prior_M, LEAST_PRECISION * prior_M)
+        slope_KM = (shift_K2[:, :1] - both_K1 * c_M) / precision_KM
+        log_KM = shift_K2[:, 1:] * c_M - of_c_K1 * c_M**2 / 2 - _C**2 / 2
+        log_KM += (precision_KM * slope_KM**2 - np.log(precision_KM / prior_M)) / 2
         top_K = log_KM.max(axis=1)
         weight_KM = np.exp(log_KM - top_K[:, None])
         sum_K = weight_KM.sum(axis=1)
         weight_KM /= sum_K[:, None]
-        mean_K2 = weight_KM @ at_M2
-        second_K3 = weight_KM @ squares_M3 / (1.0, 2.0, 1.0)
-        covariance_K22 = second_K3[:, [0, 1, 1, 2]].reshape(-1, 2, 2) - mean_K2[:, :, None] * mean_K2[:, None, :]
+        mean_K2 = np.stack([(weight_KM * slope_KM).sum(axis=1), weight_KM @ c_M], axis=1)
+        left_KM2 = np.stack([slope_KM, np.broadcast_to(c_M, slope_KM.shape)], axis=2) - mean_K2[:, None, :]
+        covariance_K22 = np.einsum("km,kmi,kmj->kij", weight_KM, left_KM2, left_KM2)
+        covariance_K22[:, 0, 0] += (weight_KM / precision_KM).sum(axis=1)
         return float((np.log(sum_K) + top_K).sum()), mean_K2, covariance_K22
 
 
@@ -68,11 +69,15 @@ def likeliest(start: Curvatures, precision_K22: Array, shift_K2: Array) -> Curva
         return 0.5 * float(prior) - _at(at).beside(precision_K22, shift_K2)[0]
 
     first = np.array([start.log_c, np.log(start.spread), np.log(start.off)])
-    found = minimize(
-        unlikely, first, method="Nelder-Mead", options={"maxfev": EVALUATIONS, "xatol": 0.05, "fatol": 0.05}
-    )
+    options = {"maxfev": EVALUATIONS, "xatol": 0.05, "fatol": 0.05, "initial_simplex": simplex(first)}
+    found = minimize(unlikely, first, method="Nelder-Mead", options=options)
     return _at(found.x)
 
 
 def _at(logs: Array) -> Curvatures:
     return Curvatures(float(logs[0]), float(np.exp(logs[1])), float(np.exp(logs[2])))
+
+
+def simplex(start: Array) -> Array:
+    """Where a search of Nelder and Mead begins."""
+    return np.vstack([start, start + FIRST_STEP * np.eye(len(start))])

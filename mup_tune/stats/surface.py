@@ -24,7 +24,7 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 from scipy.special import ndtri
 
-from mup_tune.stats.curvatures import Curvatures, likeliest
+from mup_tune.stats.curvatures import Curvatures, likeliest, simplex
 from mup_tune.stats.losses import Array
 from mup_tune.stats.noise import UPPER, Interval
 from mup_tune.stats.quadratic import MISFIT
@@ -37,7 +37,8 @@ DAMPED = 0.7  # of a pass' change
 LEAST_PRECISION = 0.03  # of an axis' prior, times the Gaussian start's
 START = np.array([1.0, -1.0, -1.0])  # ln of the variances of slopes, curvatures, interactions over the noise's
 START_SD = 3.0  # of their prior around it
-LEAST_NOISE = 1e-10  # variance over that of the losses: landscapes without noise must stay solvable
+LARGEST = 16.0  # of these logs: beyond it rounding is what is left
+LEAST_NOISE = 1e-8  # variance over that of the losses: landscapes without noise must stay solvable
 LEAST_SPREAD = 1e-9  # of an axis' covariance, times the Gaussian start's
 SHARED = 1e-3  # of the least curvature, so that axes which do one and the same share the way
 LEAST_CURVATURE = 0.1  # of the median, for directions that seem to bend down
@@ -89,11 +90,11 @@ class Surface:
         axes = self.coordinates_MK.shape[1]
         convex_KK = root_MK.T @ root_MK + SHARED * least * np.eye(axes)
 
-        slope_K = self.slope
+        slope_K, scale = self.slope, float(np.abs(convex_KK).max())  # L-BFGS-B's tolerances are absolute
 
         def cost(step_K: Array) -> tuple[float, Array]:
             bend_K = convex_KK @ step_K
-            return float(slope_K @ step_K + step_K @ bend_K / 2), slope_K + bend_K
+            return float(slope_K @ step_K + step_K @ bend_K / 2) / scale, (slope_K + bend_K) / scale
 
         box = [(-reach, reach)] * axes
         return np.asarray(minimize(cost, np.zeros(axes), jac=True, method="L-BFGS-B", bounds=box).x)
@@ -182,7 +183,7 @@ class _Restricted:
         self.dof = len(self.y_N) - self.fixed_NF.shape[1]
 
     def covariance(self, logs: Array, weight_N: Array) -> Array:
-        parts = np.exp(logs) / self.scales
+        parts = np.exp(np.minimum(logs, LARGEST)) / self.scales
         return np.asarray(np.diag(1 / weight_N) + sum(p * k for p, k in zip(parts, self.kernels, strict=True)))
 
     def unlikely(self, logs: Array, weight_N: Array) -> float:
@@ -211,10 +212,11 @@ def _gaussian(data: _Data) -> _Gaussian:
     rest_N, logs = np.zeros_like(data.y_N), START
     for tries in EVALUATIONS:
         weight_N = np.minimum((HEAVY_TAIL + 1) / (HEAVY_TAIL + rest_N**2), 1.0)
-        options = {"maxfev": tries, "xatol": 0.1, "fatol": 0.02}
+        options = {"maxfev": tries, "xatol": 0.1, "fatol": 0.02, "initial_simplex": simplex(logs)}
         logs = minimize(likelihood.unlikely, logs, args=(weight_N,), method="Nelder-Mead", options=options).x
         beta_F, noise, rest_N = likelihood.solved(logs, weight_N)
-    slopes, curvatures, interactions = (float(v) for v in noise * np.exp(logs) / likelihood.scales)
+    variances = noise * np.exp(np.minimum(logs, LARGEST)) / likelihood.scales
+    slopes, curvatures, interactions = map(float, variances)
     return _Gaussian(noise, likelihood.dof, weight_N, slopes, curvatures, interactions, float(beta_F[-1]))
 
 
