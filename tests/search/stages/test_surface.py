@@ -179,7 +179,7 @@ def test_the_rope_base_moves_in_units_of_eight_octaves() -> None:
     elrs = {log2(row.trial.settings.elr / START.elr) for row in driven.known.values() if row.trial.seed < 4000}
     assert max(bases) == pytest.approx(8 * 1.4 * 0.25, abs=0.05)
     assert max(elrs) == pytest.approx(0.5 * 1.4 * 0.25, abs=0.01)  # ELR moves all groups at once
-    assert result(driven).units == {"rope_base": 8.0}
+    assert result(driven).units == {"elr": 0.5, "rope_base": 8.0}
     elr, rope = result(driven).effects
     assert elr.curvature.value == pytest.approx(0.1, rel=0.4)
     assert abs(rope.curvature.value) < 0.01  # per (log2)², of a landscape that is flat along it
