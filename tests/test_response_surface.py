@@ -73,7 +73,7 @@ def test_losses_without_noise_have_a_surface_too() -> None:
     x_NK, seeds = design(4, 100, 0)
     slope_K, curvature_K = np.array([-0.03, 0.01, 0.02, -0.005]), np.array([0.05, 0.02, 0.04, 0.03])
     found = fit_surface(x_NK, seeds, quadratic(x_NK, slope_K, np.diag(curvature_K)), np.zeros(4))
-    # Rounding is the noise that is left, and the fit is none the better for it; but it is one, and points the way.
+    # Rounding is the noise that is left, and the fit is none the better for it. It still points the way.
     assert (np.sign(slopes(found)) == np.sign(slope_K)).all()
     assert found.gain(found.minimum(0.5)).value > 0
 

@@ -95,10 +95,12 @@ class Micro(Stage):
             raise ValueError("give either `group` or `top` (the most sensitive of the multipliers measured before)")
         return self
 
-    def names(self, state: State, refuse: bool = False) -> tuple[str, ...]:
-        """The multipliers of the group, or the ``top`` ones by what earlier stages measured."""
+    def names(self, context: Context, state: State, refuse: bool = False) -> tuple[str, ...]:
+        """The multipliers of the group, or the ``top`` ones that can be swept by what stages measured."""
         if self.top is not None:
-            return most_sensitive(MULTIPLIER_NAMES, state.sensitivity, self.top, refuse)
+            acting = _acting(MULTIPLIER_NAMES, context)
+            swept = [name for name in acting if refuse or _identifiable(state.incumbent, name, context)]
+            return most_sensitive(swept, state.sensitivity, self.top, refuse)
         return GROUPS[self.group] if isinstance(self.group, str) else tuple(self.group or ())
 
     @property
@@ -120,7 +122,7 @@ class Micro(Stage):
         """All extended and refined, every pass to its end."""
         if not expected:
             return 0
-        acting = _acting(self.names(state), context)
+        acting = _acting(self.names(context, state), context)
         swept = sum(_identifiable(state.incumbent, name, context) for name in acting)
         curve = len(self.offsets) - 1 + self.extend + (REFINED if self.refine else 0)
         # A pass may move what makes a weight decay identifiable, so that later passes may sweep them all.
@@ -138,7 +140,7 @@ class Micro(Stage):
 
     def walk(self, asked: Asked, state: State) -> Conclusion:
         context, incumbent = asked.context, state.incumbent
-        names = self.names(state, refuse=asked.rehearsed)
+        names = self.names(context, state, refuse=asked.rehearsed)
         if not names:
             return Conclusion(state, self.finding(incumbent, incumbent, MultiplierPasses(passes=(), most=self.passes)))
         passes, sigmas = list[Pass](), list[Sigma | None]()

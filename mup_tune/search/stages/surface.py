@@ -95,7 +95,8 @@ class SurfaceStage(Stage):
         result = result.model_copy(update={"round_flops": result.flops / max(result.trials, 1) * result.round_trials})
         taken = after.with_values({}, name=self.label) if result.taken else begun
         judged = tuple(_judged(axis, begun, after, result) for axis in search.axes)
-        learned = {each.axis: each.curvature.value if each.curvature.above_0 else 0.0 for each in result.effects}
+        # Shrunken estimates rank axes as they are, also where a single one's CI reaches 0.
+        learned = {each.axis: each.curvature.value for each in result.effects}
         if asked.rehearsed:
             learned = dict.fromkeys(search.axes, 0.0)  # what is measured, whatever it will be
         state_after = replace(state, incumbent=taken, sensitivity={**state.sensitivity, **learned})

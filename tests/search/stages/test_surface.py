@@ -173,12 +173,12 @@ def test_rounds_have_their_own_seeds_and_a_pair_shares_one() -> None:
 
 def test_the_rope_base_moves_in_units_of_eight_octaves() -> None:
     assert UNITS["rope_base"] == 8.0
-    stage = SMALL.model_copy(update={"axes": ["elr", "rope_base"], "rounds": 1, "radius": 0.25})
+    stage = SMALL.model_copy(update={"axes": ["elr", "rope_base"], "rounds": 1, "radius": 0.75})
     driven = drive(stage, Landscape(bowl({"elr": 0.3}, curvature=0.1), noise=0.002), context())
     bases = {log2(row.trial.settings.rope_base / START.rope_base) for row in driven.known.values()}
     elrs = {log2(row.trial.settings.elr / START.elr) for row in driven.known.values() if row.trial.seed < 4000}
-    assert max(bases) == pytest.approx(8 * 1.4 * 0.25, abs=0.05)
-    assert max(elrs) == pytest.approx(0.5 * 1.4 * 0.25, abs=0.01)  # ELR moves all groups at once
+    assert max(bases) == pytest.approx(8 * 1.4 * 0.75, abs=0.05)
+    assert max(elrs) == pytest.approx(0.5 * 1.4 * 0.75, abs=0.01)  # ELR moves all groups at once
     assert result(driven).units == {"elr": 0.5, "rope_base": 8.0}
     elr, rope = result(driven).effects
     assert elr.curvature.value == pytest.approx(0.1, rel=0.4)
