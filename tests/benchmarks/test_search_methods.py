@@ -16,6 +16,7 @@ from scipy.stats import t
 
 from mup_tune.data.prepare import prepare
 from mup_tune.engine.work import Calibrate, Calibration, Outcome, Report, Work
+from mup_tune.errors import UserError
 from mup_tune.search import execute
 from mup_tune.settings import ELR_0
 from mup_tune.trial import PackResult, Trial, TrialResult
@@ -28,10 +29,6 @@ seeds: [0, 1]
 budget: {seq_len: 32, batch_tokens: 128, total_tokens: 12800, warmup_tokens: 0, decay_tokens: 1280, val_tokens: 320}
 stages:
   - {kind: elr_ewd}
-  - {kind: elr_ewd, settings: untuned, reference: other, incumbent: false}
-  - {kind: micro, group: [key, lm_head]}
-  - {kind: baselines, include: [untuned]}
-  - {kind: confirm, against: [untuned, other]}
 """
 
 
@@ -82,20 +79,19 @@ def benchmark(script: ModuleType, plan: Path, monkeypatch: pytest.MonkeyPatch, *
 def test_from_plan_to_table_and_again(script, plan, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)  # where it is not installed, inline needs none
     monkeypatch.setattr(execute, "TrainingRunner", lambda *_: lambda lane: simulated)
-    report = benchmark(script, plan, monkeypatch, "--set", "stages.0.n_seeds=2")
+    methods = ("--methods", "surface", "micro", "random")
+    report = benchmark(script, plan, monkeypatch, *methods)
     for results in report["repeats"]:
-        assert results["TPE"]["flops"] == results["random search"]["flops"] == results["staged"]["flops"]
-        assert results["ELR-tuned untuned"]["flops"] < results["staged"]["flops"]
+        assert results["random"]["trials"] == results["surface"]["trials"]
+        assert results["random"]["flops"] == pytest.approx(results["surface"]["flops"])
         assert all(list(each["losses"]) == ["1000", "1001", "1002"] for each in results.values())
     first, second = report["repeats"]
-    assert first["staged"]["untuned"] != second["staged"]["untuned"]  # another data order, so independent repeats
-    assert first["staged"]["untuned"] == first["TPE"]["untuned"]
-    plans = [(plan.parent / "out" / "plans" / f"repeat{index}-staged.yaml").read_text() for index in (0, 1)]
-    assert all("confirm" not in each and "baselines" not in each and "other" not in each for each in plans)
+    assert first["surface"]["untuned"] != second["surface"]["untuned"]  # another data order: independent repeats
+    assert first["surface"]["untuned"] == first["random"]["untuned"]
 
-    gain = report["gains"]["staged over untuned"]
+    gain = report["gains"]["surface over tuned start"]
     per_seed = [
-        [each["staged"]["untuned"][seed] - each["staged"]["losses"][seed] for seed in each["staged"]["losses"]]
+        [each["tuned start"]["losses"][seed] - each["surface"]["losses"][seed] for seed in each["surface"]["losses"]]
         for each in report["repeats"]
     ]
     means = np.mean(per_seed, axis=1)
@@ -104,16 +100,13 @@ def test_from_plan_to_table_and_again(script, plan, monkeypatch, capsys):
     assert gain["over_repeats"]["high"] - gain["over_repeats"]["value"] == pytest.approx(half)
     half = t.ppf(0.975, 2) * np.std(per_seed[1], ddof=1) / np.sqrt(3)
     assert gain["per_repeat"][1]["high"] - means[1] == pytest.approx(half)
-    assert means.mean() == pytest.approx(0.1, abs=0.02)  # the bowl's depth at untuned
-    assert "staged over TPE" in capsys.readouterr().out
+    assert means.mean() == pytest.approx(0.05, abs=0.01)  # what the start leaves along lm_head
+    assert "surface over random" in capsys.readouterr().out
 
     monkeypatch.setattr(execute, "TrainingRunner", lambda *_: lambda lane: pytest.fail("trained again"))
-    assert benchmark(script, plan, monkeypatch, "--set", "stages.0.n_seeds=2") == report
+    assert benchmark(script, plan, monkeypatch, *methods) == report
 
 
-def test_too_little_to_spend_is_said(script, plan, monkeypatch):
-    monkeypatch.setattr(execute, "TrainingRunner", lambda *_: lambda lane: simulated)
-    text = plan.read_text()
-    plan.write_text(text[: text.index("  - {kind: micro")])
-    with pytest.raises(SystemExit, match="too few for a search"):
-        benchmark(script, plan, monkeypatch, "--set", "stages.0.n_seeds=1")
+def test_too_little_to_spend_is_said(script):
+    with pytest.raises(UserError, match="too few for a search"):
+        script.search("random", 14)

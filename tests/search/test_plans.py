@@ -6,13 +6,13 @@ import pytest
 
 from mup_tune.errors import UserError
 from mup_tune.files import read_yaml, shipped
-from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.search.forecast import forecast, total
 from mup_tune.search.plan import Plan, load_plan
 from mup_tune.search.stages.channels import Channels
 from mup_tune.search.stages.confirm import Confirm
-from mup_tune.search.stages.joint import Joint
+from mup_tune.search.stages.elr_ewd import ElrEwd
 from mup_tune.search.stages.micro import Micro
+from mup_tune.search.stages.surface import SurfaceStage
 
 SHIPPED = [
     (path.stem, scale)
@@ -55,7 +55,7 @@ def test_every_shipped_plan_loads_and_forecasts_at_every_scale(name: str, scale:
     assert total(lines)["trials"] > 20
     assert loaded.header.about
     if scale:
-        assert loaded.scales == ("cpu", "gpu", "full")
+        assert {"cpu", "gpu", "full"} <= set(loaded.scales)
         assert loaded.target is not None
         assert (loaded.shape.vocab_size == loaded.target.vocab_size) == (scale == "full")
         assert (loaded.header.data[0].corpus == "python-stdlib") == (scale == "cpu")
@@ -68,14 +68,22 @@ def test_the_shipped_plans_cover_the_method() -> None:
     names = {name for name, _ in SHIPPED}
     assert names == {"falcon_h1", "channels", "rope_base", "width_depth", "sensitivity", "elr_basin", "quickstart"}
     whole = load_plan("falcon_h1")
-    swept = [name for stage in whole.stages if isinstance(stage, Micro) for name in stage.names]
-    assert sorted(swept) == sorted(MULTIPLIER_NAMES)
-    assert {stage.n_seeds or len(whole.header.seeds) for stage in whole.stages if isinstance(stage, Micro)} == {2}
-    joint = next(stage for stage in whole.stages if isinstance(stage, Joint))
-    assert (joint.top, joint.sampler) == (6, "tpe")
-    confirm = whole.stages[-1]
+    kinds = [stage.kind for stage in whole.stages]
+    assert kinds == ["elr_ewd", "surface", "micro", "rope_base", "baselines", "confirm"]
+    both, surface, *_, confirm = whole.stages
+    assert isinstance(both, ElrEwd)
+    assert both.elr_offsets
+    assert both.ewd_offsets
+    assert isinstance(surface, SurfaceStage)
+    assert surface.axes == "all"
     assert isinstance(confirm, Confirm)
-    assert set(confirm.against) == {"untuned", "ELR-tuned untuned", "falcon-h1-published", "random search"}
+    # The baseline whose ELR and EWD are tuned together is the one that tokens are told over, at every scale.
+    for scale in whole.scales:
+        last = load_plan("falcon_h1", scale).stages[-1]
+        assert isinstance(last, Confirm)
+        assert last.hardest == both.reference == "ELR-EWD-tuned untuned"
+        assert last.horizons
+    assert set(confirm.against) >= {"untuned", "ELR-tuned untuned", "falcon-h1-published", "random search"}
     channels = [stage for stage in load_plan("channels").stages if isinstance(stage, Channels)]
     assert "2:1:5" in channels[0].ratios
     assert {order for stage in channels for order in stage.block_orders} == {"SA_M", "SAM", "S_A_M"}

@@ -39,7 +39,8 @@ def summary(finding: Finding) -> list[str]:
 
 
 def _round(done: Round, units: Mapping[str, float]) -> Iterable[str]:
-    wide = "".join(f" ({axis} ±{unit * done.radius:.3g})" for axis, unit in units.items())
+    others = ", ".join(f"{axis} ±{unit * done.radius:.3g}" for axis, unit in units.items())
+    wide = f" ({others})" if others else ""
     said = f"Round {done.number}: {formats.plural(done.trials, 'trial')}, "
     said += f"all axes at once by ±{done.radius:.3g} log2{wide}"
     said += f"; {done.diverged} diverged" if done.diverged else ""
