@@ -49,7 +49,6 @@ def test_a_global_axis_says_why_it_is_where_it_is() -> None:
     found = finding("01", "elr_ewd", "ELR", START, (AXES[0],), (0, 1, 2))
     said = {
         "fitted": "1 → 2.144 (parabola through 9 points); best point: gain 0.0182 nats/token (95 % CI 0.0168 … 0.0196)",
-        "horizon": "η·λ·T = 0.0256 < 1 after 200 steps: the run never leaves its init",
         "all diverged": "kept: every point from 0.25 up diverged",
         "noise unknown": "kept: too few seeds and points to tell noise from gain",
         "not better": "kept: gain 0.0182 nats/token (95 % CI 0.0168 … 0.0196), p = 0.0004 over all points",

@@ -132,7 +132,7 @@ def test_plans_are_forecast_without_optuna_and_torch():
         "from mup_tune.search.forecast import forecast\n"
         "from mup_tune.search.plan import load_plan\n"
         "plan = load_plan('falcon_h1')\n"
-        "assert any(line.kind == 'joint' for line in forecast(plan))\n"
+        "assert any(line.kind == 'surface' for line in forecast(plan))\n"
         "print({'optuna', 'torch'} & set(sys.modules))\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

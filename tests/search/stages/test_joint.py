@@ -145,7 +145,7 @@ def test_divergence_is_no_candidate():
         ({"axes": []}, "at least one axis"),
         ({"axes": ["key", "key"]}, "each once"),
         ({"axes": ["key"], "trials": 1}, "finalists = 2 must not exceed trials = 1"),
-        ({"axes": ["key"], "sampler": "cmaes"}, "'tpe', 'gp', 'trust-region' or 'random'"),
+        ({"axes": ["key"], "sampler": "cmaes"}, "'tpe', 'gp', 'cma-es', 'trust-region' or 'random'"),
         ({"axes": ["key"], "radius": 0.01}, "greater than or equal to 0.125"),
     ],
 )
