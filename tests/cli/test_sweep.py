@@ -96,7 +96,7 @@ def test_kill_9_leaves_a_run_that_resumes_to_the_same_losses(finished: Path, pla
 def test_ctrl_c_says_how_to_resume_and_exits_130(plan: Path, tmp_path: Path) -> None:
     run = tmp_path / "stopped"
     command = [sys.executable, "-m", "mup_tune", "sweep", str(plan), "--run", str(run), "--executor", "inline"]
-    command += ["--set", "seeds=[0, 1, 2, 3, 4, 5, 6, 7]"]  # too much to be done before the signal comes
+    command += ["--set", f"seeds={list(range(40))}"]  # too much to be done before the signal comes
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(run.glob("curves/*.parquet")):
         time.sleep(0.05)
