@@ -62,6 +62,11 @@ class Shape(FrozenModel):
         return self
 
     @property
+    def size(self) -> str:
+        """Width and depth as people say them: ``d512 L4``."""
+        return f"d{self.d_model} L{self.n_layers}"
+
+    @property
     def d_attn(self) -> int:
         return self.n_heads * self.head_dim
 

@@ -15,13 +15,13 @@ from mup_tune.cli.options import (
     FamilyOption,
     JsonOption,
     SettingsOption,
+    numbers,
     one_of,
 )
-from mup_tune.cli.output import console, err_console, print_json, print_rows, say
-from mup_tune.errors import InterruptedRunError, UserError
+from mup_tune.cli.output import console, print_json, print_rows, say
+from mup_tune.errors import UserError
 
 if TYPE_CHECKING:
-    from mup_tune.findings import Finding
     from mup_tune.findings.basins import Basin
     from mup_tune.search.plan import Plan
     from mup_tune.stats import Interval
@@ -63,12 +63,14 @@ def basin(
         "widths": sizes(widths, "--widths"),
         "depths": sizes(depths, "--depths") if depths else (),
         "params": PARAMS[param],
-        "offsets": _offsets(offsets),
+        "offsets": numbers(offsets, "--offsets"),
         "extend": 4,  # settings were not tuned to this horizon: their ELR may be far from any size's optimum
     }
     plan = _plan(stage, shape, settings, seeds, tokens, corpus)
     folder = run or Path("runs") / f"basin-{hp}-{plan.shape.name}-{plan.hash[:8]}"
-    finding = _executed(plan, folder, executor, quiet=json)
+    from mup_tune.cli.driving import driven
+
+    finding = driven(plan, folder, executor, quiet=json)[0]
     from mup_tune.findings.basins import Basins
     from mup_tune.report.page import write
     from mup_tune.report.parts.basins import leading
@@ -119,28 +121,6 @@ def _plan(stage: dict[str, Any], shape: str, settings: str, seeds: int, tokens: 
     }
     validated(BasinCheck, data["stages"][0], SOURCE)  # names the option, not a place in a plan
     return plan_from(data, SOURCE)
-
-
-def _executed(plan: Plan, folder: Path, executor: Executor, quiet: bool) -> Finding:
-    from mup_tune.cli.live import Display
-    from mup_tune.search.execute import execute, open_sweep
-
-    try:
-        with open_sweep(plan, folder) as (opened, walk), Display(walk, err_console if quiet else console) as on_event:
-            return execute(plan, opened, walk, executor, None, None, on_event)[0]
-    except KeyboardInterrupt:
-        message = f"Interrupted. Committed packs are kept in {folder}: the same command resumes."
-        raise InterruptedRunError(message) from None
-
-
-def _offsets(text: str) -> tuple[float, ...]:
-    """The numbers of ``-2,-1,0,1,2``."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(
-            f"{text!r} is not a list of numbers", field="--offsets", fix="Write it like -2,-1,0,1,2"
-        ) from None
 
 
 def _rows(basin: Basin) -> list[dict[str, Any]]:

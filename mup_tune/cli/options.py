@@ -31,6 +31,14 @@ def one_of(flag: str, what: str, allowed: Iterable[str], help: str) -> Any:
     return typer.Option(flag, parser=parsed, metavar="|".join(values), help=help)
 
 
+def numbers(text: str, flag: str) -> tuple[float, ...]:
+    """The numbers of ``-2,-1,0,1,2``; none of an empty text."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise UserError(f"{text!r} is not a list of numbers", field=flag, fix="Write it like 1.5,2,4") from None
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 SetOption = Annotated[
     list[str] | None,
@@ -45,6 +53,8 @@ ExecutorOption = Annotated[
         "--executor", "executor", Executor, "ray: a lane per device. inline: this process, one device (or one core)."
     ),
 ]
+AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster to join; a local one is started if absent.")]
+LanesOption = Annotated[int | None, typer.Option(min=1, help="Lanes on Ray; one per GPU, or per core, if absent.")]
 ShapeOption = Annotated[str, typer.Option("--shape", metavar="NAME|FILE", help="A shipped Shape or a YAML file.")]
 FamilyOption = Annotated[
     str, typer.Option("--shape", metavar="NAME|FILE", help="The family: its channel ratios and head dims.")

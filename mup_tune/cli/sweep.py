@@ -7,9 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from mup_tune.cli.options import Executor, ExecutorOption, JsonOption, RunArgument, ScaleOption, SetOption
+from mup_tune.cli.options import (
+    AddressOption,
+    Executor,
+    ExecutorOption,
+    JsonOption,
+    LanesOption,
+    RunArgument,
+    ScaleOption,
+    SetOption,
+)
 from mup_tune.cli.output import console, print_json, print_rows
-from mup_tune.errors import InterruptedRunError, UserError
 
 
 def sweep(
@@ -18,10 +26,8 @@ def sweep(
     ],
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of this run; resumes one that exists.")],
     executor: ExecutorOption = Executor.RAY,
-    address: Annotated[
-        str | None, typer.Option(help="A Ray cluster to join; a local one is started if absent.")
-    ] = None,
-    lanes: Annotated[int | None, typer.Option(min=1, help="Lanes on Ray; one per GPU, or per core, if absent.")] = None,
+    address: AddressOption = None,
+    lanes: LanesOption = None,
     assign: SetOption = None,
     scale: ScaleOption = None,
 ) -> None:
@@ -31,34 +37,22 @@ def sweep(
     Ctrl-C, `kill -9` or a crash; packs that were committed are not trained again. Reports come from `mup-tune
     report DIR`, full-size configs from `mup-tune transfer DIR`.
     """
-    if executor is Executor.INLINE and (address or lanes):
-        raise UserError("has no meaning with --executor inline", field="--address" if address else "--lanes")
     from mup_tune.search.plan import load_plan
 
     loaded = load_plan(plan, scale, tuple(assign or ()))
-    target = loaded.header.target or "falcon-h1-0.5b"
-
-    from mup_tune.cli.live import Display
+    from mup_tune.cli.driving import driven
     from mup_tune.report.words import summary
-    from mup_tune.search.execute import execute, open_sweep
 
-    try:
-        with open_sweep(loaded, run) as (folder, walk):
-            with Display(walk, console) as on_event:
-                findings = execute(loaded, folder, walk, executor, address, lanes, on_event)
-            for finding in findings:
-                console.print(f"[bold]{finding.stage}[/] {finding.title}", highlight=False)
-                for sentence in summary(finding):
-                    console.print(f"  {sentence}", highlight=False, markup=False)
-            console.print(
-                f"Tuned settings: {folder.path / 'settings' / 'incumbent.yaml'}. "
-                f"Next: `mup-tune report {run}`, `mup-tune transfer {run} --target {target} --out DIR`.",
-                highlight=False,
-            )
-    except KeyboardInterrupt:
-        raise InterruptedRunError(
-            f"Interrupted. Committed packs are kept: the same command resumes {run}; `mup-tune status {run}` shows it."
-        ) from None
+    for finding in driven(loaded, run, executor, address, lanes):
+        console.print(f"[bold]{finding.stage}[/] {finding.title}", highlight=False)
+        for sentence in summary(finding):
+            console.print(f"  {sentence}", highlight=False, markup=False)
+    target = loaded.header.target or "falcon-h1-0.5b"
+    console.print(
+        f"Tuned settings: {run.absolute() / 'settings' / 'incumbent.yaml'}. "
+        f"Next: `mup-tune report {run}`, `mup-tune transfer {run} --target {target} --out DIR`.",
+        highlight=False,
+    )
 
 
 def status(run: RunArgument, json: JsonOption = False) -> None:

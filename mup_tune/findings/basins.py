@@ -41,12 +41,13 @@ class BasinSize(FrozenModel):
 
 
 class Basin(FrozenModel):
-    """Loss against one hyperparameter at every size of a family, smallest first, under one parametrisation.
+    """Loss against one hyperparameter at every size of a family, against the first of them.
 
-    ``verdict`` is about the drift of the largest size's optimum.
+    ``param``: the parametrisation, mup or sp, or the Settings whose hyperparameter it is. ``verdict`` is
+    about the drift of the last size's optimum.
     """
 
-    param: Literal["mup", "sp"]
+    param: str
     hp: str
     sizes: tuple[BasinSize, ...]
     verdict: Verdict

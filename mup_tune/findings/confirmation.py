@@ -1,4 +1,4 @@
-"""The incumbent against references on seeds that tuned nothing: in nats, in tokens, and at other Shapes."""
+"""The incumbent against references on seeds that tuned nothing: in nats and in tokens."""
 
 from __future__ import annotations
 
@@ -32,21 +32,12 @@ class TokenGain(FrozenModel):
         return self.saved is not None and self.saved.factor.low > 1
 
 
-class AtShape(FrozenModel):
-    """The same Settings, carried to another Shape by their µP base."""
-
-    shape: str
-    parameters: int
-    comparison: Comparison
-
-
 class Confirmation(Result):
-    """Comparisons that may be claimed; ``tokens`` and ``shapes`` where the plan asks for them."""
+    """Comparisons that may be claimed; ``tokens`` where the plan asks for longer horizons."""
 
     type: Literal["confirmation"] = "confirmation"
     comparisons: tuple[Comparison, ...]
     tokens: TokenGain | None = None
-    shapes: tuple[AtShape, ...] = ()
 
     @property
     def compared(self) -> tuple[Comparison, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from mup_tune.files import FrozenModel
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
@@ -25,6 +27,7 @@ class PlanRecord(FrozenModel):
     start: Settings
     target: Shape | None = None
     stages: tuple[dict[str, Any], ...]
+    references: dict[str, Settings] = Field(default_factory=dict)
 
 
 class SourceRecord(FrozenModel):

@@ -153,6 +153,11 @@ class Journal:
         """A stage's finding and what it handed on; None while it runs."""
         return self._state.conclusions.get(stage_key)
 
+    def state(self) -> State | None:
+        """What the last concluded stage handed on."""
+        handed_on = [concluded[1] for stage in self.stages() if (concluded := self.conclusion(stage))]
+        return handed_on[-1] if handed_on else None
+
     def findings(self) -> list[Finding]:
         """Findings of the concluded stages, in stage order."""
         return [self._state.conclusions[key][0] for key in self._state.stages if key in self._state.conclusions]

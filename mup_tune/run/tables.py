@@ -128,7 +128,7 @@ def write_tables(folder: RunFolder, journal: Journal) -> None:
     write_atomic(folder.tables / "trials.parquet", trials.to_parquet(None, index=False))
     write_atomic(folder.tables / "trials.csv", trials.to_csv(index=False))
     write_atomic(folder.tables / "packs.csv", packs.to_csv(index=False))
-    findings, state = journal.findings(), _state(journal)
+    findings, state = journal.findings(), journal.state()
     learned = {
         "stages": journal.stages(),
         "findings": [finding.model_dump(mode="json") for finding in findings],
@@ -147,13 +147,6 @@ def write_tables(folder: RunFolder, journal: Journal) -> None:
 def slug(name: str) -> str:
     """A file's stem for a name that people chose."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "unnamed"
-
-
-def _state(journal: Journal) -> State | None:
-    """What the last concluded stage handed on."""
-    concluded = [stage for stage in journal.stages() if journal.conclusion(stage)]
-    last = journal.conclusion(concluded[-1]) if concluded else None
-    return last[1] if last else None
 
 
 def _trials(journal: Journal) -> pd.DataFrame:

@@ -51,7 +51,9 @@ def named(axes: list[str] | str, everything: Sequence[str], shape: Shape) -> tup
     return there
 
 
-def most_sensitive(axes: Sequence[str], sensitivity: Mapping[str, float], top: int, refuse: bool) -> tuple[str, ...]:
+def most_sensitive(
+    axes: Sequence[str], sensitivity: Mapping[str, float], top: int, refuse: bool, field: str = "top"
+) -> tuple[str, ...]:
     """The ``top`` of ``axes`` along which the loss bends most, in their order; fewer where fewer bend.
 
     Raises:
@@ -61,8 +63,8 @@ def most_sensitive(axes: Sequence[str], sensitivity: Mapping[str, float], top: i
     measured = {axis: sensitivity[axis] for axis in axes if sensitivity.get(axis, 0.0) > 0}
     if len(measured) < top and refuse:
         raise UserError(
-            f"top = {top} but earlier stages measure only {len(measured)} axes",
-            field="top",
+            f"{field} = {top} but earlier stages measure only {len(measured)} axes",
+            field=field,
             fix="Put a `surface`, `micro` or `elr_ewd` stage before this one, lower it, or name them",
         )
     taken = sorted(measured, key=lambda axis: (-measured[axis], axes.index(axis)))[:top]

@@ -13,7 +13,7 @@ from mup_tune.engine.packing import halves, population_size, split
 from mup_tune.engine.work import Calibrate, Calibration, Outcome, OutOfMemoryError, Signal, Work
 from mup_tune.errors import UserError
 from mup_tune.files import content_hash
-from mup_tune.findings import Finding, State
+from mup_tune.findings import Finding
 from mup_tune.run.journal import Journal
 from mup_tune.search.plan import Plan
 from mup_tune.search.stage import Conclusion
@@ -40,7 +40,7 @@ class Sweep:
 
     def __init__(self, plan: Plan, journal: Journal) -> None:
         self.plan, self.journal, self.context = plan, journal, plan.context
-        self.state = State(plan.start)
+        self.state = plan.state
         self.index = 0
         self.queue: deque[Work] = deque()
         self.outstanding: set[str] = set()

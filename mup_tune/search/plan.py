@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import mup_tune.search.stages  # noqa: F401  the kinds register themselves
 from mup_tune.data.mixture import Data, check_weights
 from mup_tune.errors import UserError, located, unknown
 from mup_tune.files import FrozenModel, content_hash, find, parse_yaml, read_yaml, validated
+from mup_tune.findings import State
 from mup_tune.roles import role_table
 from mup_tune.search.rehearsal import Rehearsal, rehearse
 from mup_tune.search.stage import Context, Stage
@@ -51,7 +53,10 @@ class Header(FrozenModel):
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan with its overlay and ``--set`` values applied and every name resolved."""
+    """A plan with its overlay and ``--set`` values applied and every name resolved.
+
+    ``references``: named Settings that the first stage may compare with already.
+    """
 
     header: Header
     shape: Shape
@@ -59,6 +64,7 @@ class Plan:
     stages: tuple[Stage, ...]
     target: Shape | None = None
     scales: tuple[str, ...] = ()
+    references: Mapping[str, Settings] = field(default_factory=dict)
 
     def key(self, index: int) -> str:
         """A stage's name in the journal and in file names: its place, and its name or kind."""
@@ -72,20 +78,27 @@ class Plan:
             UserError: what a stage refuses, with the field below ``stages[…]``.
         """
         keyed = [(self.key(index), stage) for index, stage in enumerate(self.stages)]
-        return tuple(rehearse(keyed, self.context, self.start))
+        return tuple(rehearse(keyed, self.context, self.state))
 
     @property
     def context(self) -> Context:
         return Context(self.shape, self.header.budget, self.header.seeds)
 
+    @property
+    def state(self) -> State:
+        """What the first stage starts from."""
+        return State(self.start, self.references)
+
     def resolved(self) -> dict[str, Any]:
         """Plain data that says everything the run depends on; its hash is the plan's identity."""
+        references = {name: each.model_dump(mode="json") for name, each in self.references.items()}
         return {
             **self.header.model_dump(mode="json", exclude={"proxy", "start", "target", "stages"}),
             "proxy": self.shape.model_dump(mode="json"),
             "start": self.start.model_dump(mode="json"),
             "target": self.target.model_dump(mode="json") if self.target else None,
             "stages": [stage.model_dump(mode="json") for stage in self.stages],
+            **({"references": references} if references else {}),
         }
 
     @property

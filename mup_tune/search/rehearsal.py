@@ -64,9 +64,9 @@ class Rehearsed(Asked):
         seeds: Iterable[int],
         shapes: Sequence[Shape | None] | None = None,
         around: Sequence[Settings] | None = None,
-        budget: Budget | None = None,
+        budgets: Sequence[Budget | None] | None = None,
     ) -> list[Losses]:
-        found = super().losses(settings, seeds, shapes, budget=budget)
+        found = super().losses(settings, seeds, shapes, budgets=budgets)
         costs = [_cost(*pair) for pair in zip(settings, around or settings, strict=True)]
         return [dict.fromkeys(losses, 1.0 + cost) for losses, cost in zip(found, costs, strict=True)]
 
@@ -75,7 +75,7 @@ class Rehearsed(Asked):
         return [[_result(trial) for trial in trials] for trials in wanted]
 
 
-def rehearse(keyed: Iterable[tuple[str, Stage]], context: Context, start: Settings) -> Iterator[Rehearsal]:
+def rehearse(keyed: Iterable[tuple[str, Stage]], context: Context, start: State) -> Iterator[Rehearsal]:
     """A rehearsal of every stage, in order; the keys are those in the journal.
 
     What a stage learns is made up: every reference it leaves is other Settings than any before, and every
@@ -84,7 +84,7 @@ def rehearse(keyed: Iterable[tuple[str, Stage]], context: Context, start: Settin
     Raises:
         UserError: a stage refuses what it is given, or misses a reference; the field is below ``stages[…]``.
     """
-    state, longest = State(start), 0.0
+    state, longest = start, 0.0
     for index, (key, stage) in enumerate(keyed):
         asked = Rehearsed(context)
         with located(field=f"stages[{index}]"):

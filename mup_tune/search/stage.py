@@ -69,19 +69,19 @@ class Asked:
         seeds: Iterable[int],
         shapes: Sequence[Shape | None] | None = None,
         around: Sequence[Settings] | None = None,
-        budget: Budget | None = None,
+        budgets: Sequence[Budget | None] | None = None,
     ) -> list[Losses]:
-        """Loss per seed of each of ``settings``, at its entry of ``shapes`` or the proxy's Shape.
+        """Loss per seed of each of ``settings``, each at its own Shape and Budget; None is the plan's.
 
-        ``around``: what each is a step from, for a rehearsal to tell near from far. ``budget``: the plan's if
-        None.
+        ``around``: what each is a step from, for a rehearsal to tell near from far.
 
         Raises:
             BarrierError: some are not known yet; all of them are among ``trials`` then.
         """
         seeds = tuple(seeds)
-        places = shapes or [None] * len(settings)
-        wanted = [self.context.trials(each, seeds, shape, budget) for each, shape in zip(settings, places, strict=True)]
+        nowhere = [None] * len(settings)
+        places = zip(settings, shapes or nowhere, budgets or nowhere, strict=True)
+        wanted = [self.context.trials(each, seeds, shape, budget) for each, shape, budget in places]
         return [losses(rows) for rows in self.rows(wanted)]
 
     def rows(self, wanted: Sequence[Sequence[Trial]]) -> list[list[TrialResult]]:

@@ -26,8 +26,7 @@ MAX_OFFSET = 16.0
 class SweptAxis:
     """One axis swept around ``centre`` on a log2 grid; ``losses`` by offset, filled as they become known.
 
-    ``shape`` and ``budget`` are where it is trained, the plan's own if None. Curves that train together share
-    a budget.
+    ``shape`` and ``budget`` are where it is trained, the plan's own if None.
     """
 
     axis: str
@@ -79,6 +78,12 @@ class SweptAxis:
     def fit(self, sigma: Sigma | None) -> Parabola | None:
         return stats.fit_parabola(self.offsets, self.ordered, sigma)
 
+    @property
+    def optimum(self) -> float:
+        """The fitted optimum; the best point where nothing fits, and 0 where every point diverged."""
+        fit = self.fit(noise([self]))
+        return (self.best or 0.0) if fit is None else fit.optimum.value
+
     def gain(self, sigma: Sigma | None) -> Interval | None:
         """Gain of the best point over the centre, its p-value times the points it was picked from."""
         best = self.best
@@ -109,9 +114,13 @@ class SweptAxis:
 def train(asked: Asked, curves: Sequence[SweptAxis], wanted: Sequence[Sequence[float]], seeds: Iterable[int]) -> None:
     """Fill ``wanted`` offsets of every curve, all curves' trials asked for at once."""
     todo = [(curve, offset) for curve, offsets in zip(curves, wanted, strict=True) for offset in offsets]
-    shapes, centres = [curve.shape for curve, _ in todo], [curve.centre for curve, _ in todo]
-    (budget,) = {curve.budget for curve in curves} or {None}
-    found = asked.losses([curve.at(offset) for curve, offset in todo], seeds, shapes, centres, budget)
+    found = asked.losses(
+        [curve.at(offset) for curve, offset in todo],
+        seeds,
+        shapes=[curve.shape for curve, _ in todo],
+        around=[curve.centre for curve, _ in todo],
+        budgets=[curve.budget for curve, _ in todo],
+    )
     for (curve, offset), losses in zip(todo, found, strict=True):
         curve.losses[offset] = losses
 

@@ -133,6 +133,23 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Interval | None:
     return t_interval(value, sqrt(float((rest**2).sum()) / dof / spread), dof)
 
 
+def paired_slope(x: Sequence[float], candidates: Sequence[Losses], references: Sequence[Losses]) -> Interval | None:
+    """Least-squares slope on ``x`` of the gain loss(reference) − loss(candidate), with a t CI over seeds.
+
+    Every common seed gives a slope of its own; the CI is of their mean. None where a side diverged anywhere,
+    below 2 common seeds or 2 different ``x``.
+    """
+    rows = [usable(each) for each in (*candidates, *references)]
+    there = [row for row in rows if row is not None]
+    x_n = np.asarray(x, dtype=np.float64) - np.mean(x)
+    seeds = common(there) if len(there) == len(rows) else []
+    if len(seeds) < 2 or not x_n.any():
+        return None
+    loss_NS = matrix(there, seeds)
+    slopes_S = x_n @ (loss_NS[len(x) :] - loss_NS[: len(x)]) / float(x_n @ x_n)
+    return t_interval(float(slopes_S.mean()), float(slopes_S.std(ddof=1)) / sqrt(len(seeds)), len(seeds) - 1)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given; valid under any dependence."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])

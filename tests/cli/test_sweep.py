@@ -68,6 +68,41 @@ def test_a_sweep_ends_with_settings_tables_and_status(finished: Path) -> None:
     assert "<svg" in (finished / "report.html").read_text()
 
 
+def test_a_finished_run_is_validated_at_larger_shapes(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "wide"
+    asked = ("validate", finished, "--widths", "2", "--depths", "", "--against", "tuned", "--seeds", "2")
+    done = mup_tune(*asked, "--run", run, "--executor", "inline", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == {"pass": 0, "fail": 1, "inconclusive": 3}[found["verdict"]], done.stderr
+    assert [(at["shape"]["d_model"], at["width"]) for at in found["result"]["shapes"]] == [(32, 1), (64, 2)]
+    incumbent = (finished / "settings" / "incumbent.yaml").read_text()
+    assert (run / "settings" / "incumbent.yaml").read_text() == incumbent
+    assert "Where the best ELR lies" in (run / "report.html").read_text()
+    again = mup_tune(*asked, "--run", run, "--executor", "inline", "--json")
+    assert json.loads(again.stdout) == found
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            (),
+            "has none of ELR-EWD-tuned untuned, falcon-h1-published to compare with. Name one of its references: tuned",
+        ),
+        (("--against", "tunned"), "--against: unknown reference 'tunned'; did you mean 'tuned'?"),
+        (("--against", "tuned", "--widths", "2,x"), "--widths: '2,x' is not a list of numbers"),
+        (("--against", "tuned", "--widths", "1.1"), "widths[0]: makes d_model 35.2, which is no whole number"),
+        (("--against", "tuned", "--horizons", "2"), "give at least two factors above 1"),
+    ],
+)
+def test_what_cannot_be_validated_is_told(finished: Path, options: tuple[str, ...], said: str) -> None:
+    before = sorted(finished.parent.iterdir())
+    done = mup_tune("validate", finished, *options, "--executor", "inline")
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+    assert sorted(finished.parent.iterdir()) == before
+
+
 def test_kill_9_leaves_a_run_that_resumes_to_the_same_losses(finished: Path, plan: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     command = [sys.executable, "-m", "mup_tune", "sweep", str(plan), "--run", str(run), "--executor", "inline"]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mup_tune.findings import AxisFinding, Comparison, Decision, Finding, Point, Reason, State
-from mup_tune.findings.confirmation import AtShape, Confirmation, Horizon, TokenGain
+from mup_tune.findings.confirmation import Confirmation, Horizon, TokenGain
 from mup_tune.findings.global_axes import GlobalAxes
 from mup_tune.findings.multipliers import Move, MultiplierPasses, Pass, Prediction, ShrunkenOptimum
 from mup_tune.run.folder import RunFolder
@@ -184,17 +184,11 @@ def token_gain(
     return TokenGain(reference=reference, horizons=horizons, candidate_losses=candidate, saved=saved)
 
 
-def at_shape(name: str, gain: Interval | None, reference: str = "elr-tuned") -> AtShape:
-    compared = comparison(reference, gain, (10, 11, 12))
-    return AtShape(shape=name, parameters=load_shape(name).parameters(), comparison=compared)
-
-
 def confirmation(
     comparisons: tuple[Comparison, ...],
     before: Settings,
     stage: str = "03-confirm",
     tokens: TokenGain | None = None,
-    shapes: tuple[AtShape, ...] = (),
 ) -> Finding:
     return Finding(
         stage=stage,
@@ -202,7 +196,7 @@ def confirmation(
         title="Confirmation on fresh seeds",
         before=before,
         after=before,
-        result=Confirmation(comparisons=comparisons, tokens=tokens, shapes=shapes),
+        result=Confirmation(comparisons=comparisons, tokens=tokens),
     )
 
 

@@ -1,4 +1,4 @@
-"""Tokens saved and other Shapes on the page: headline, claims, table and figures."""
+"""Tokens saved on the page: headline, claims, table and figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from synthetic_run import (
     COMPARISONS,
     SHAPE,
-    at_shape,
     comparison,
     confirmation,
     synthetic_findings,
@@ -18,10 +17,10 @@ from synthetic_run import (
 )  # fmt: skip
 
 from mup_tune import stats
-from mup_tune.findings.confirmation import Confirmation, TokenGain
+from mup_tune.findings.confirmation import TokenGain
 from mup_tune.report.claims import claims_of, headline
 from mup_tune.report.claims import confirmation as last_confirmation
-from mup_tune.report.figures.tokens import seeds_levelled, shape_bars, token_curve
+from mup_tune.report.figures.tokens import seeds_levelled, token_curve
 from mup_tune.report.page import render
 from mup_tune.report.words import section
 from mup_tune.run.tables import RunView, load_run
@@ -29,12 +28,11 @@ from mup_tune.settings import untuned
 from mup_tune.stats import Interval
 
 START = untuned(SHAPE)
-SHAPES = (at_shape("cpu-128", Interval(0.031, 0.02, 0.042)), at_shape("cpu-32", Interval(0.02, -0.001, 0.041)))
 
 
-def run_with(folder: Path, tokens: TokenGain, comparisons=COMPARISONS, shapes=SHAPES) -> RunView:
+def run_with(folder: Path, tokens: TokenGain, comparisons=COMPARISONS) -> RunView:
     first, second, _ = synthetic_findings((0, 1, 2), COMPARISONS)
-    last = confirmation(comparisons, second.after, tokens=tokens, shapes=shapes)
+    last = confirmation(comparisons, second.after, tokens=tokens)
     return load_run(write_run(folder / "run", (first, second, last), {"elr-tuned": first.after}))
 
 
@@ -43,7 +41,7 @@ def titled(run: RunView) -> tuple[str, str]:
     return headline(run, claims_of(found))
 
 
-def test_the_page_shows_the_factor_with_its_curve_and_the_other_shapes(tmp_path: Path) -> None:
+def test_the_page_shows_the_factor_with_its_curve(tmp_path: Path) -> None:
     gain = token_gain()
     assert gain.saved is not None
     page = re.sub(r"\s+", " ", render(run_with(tmp_path, gain)))
@@ -56,7 +54,6 @@ def test_the_page_shows_the_factor_with_its_curve_and_the_other_shapes(tmp_path:
     for horizon in gain.horizons:
         assert f"{horizon.tokens:,}</td>" in page
         assert f"{stats.mean(horizon.losses):.4f}</td>" in page
-    assert "At other Shapes" in page
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
 
@@ -95,19 +92,8 @@ def test_claims_carry_tokens_for_their_own_reference_alone() -> None:
     assert [each.saved for each in claims] == [None, gain.saved, None]
 
 
-def test_without_horizons_and_shapes_there_is_no_section() -> None:
+def test_without_horizons_there_is_no_section() -> None:
     assert section(confirmation(COMPARISONS, START), "a") == ""
-    only = section(confirmation(COMPARISONS, START, shapes=SHAPES), "a")
-    assert "Tokens saved" not in only
-    assert "At other Shapes" in only
-
-
-def test_shapes_are_drawn_after_the_proxy_by_their_parameters() -> None:
-    result = confirmation(COMPARISONS, START, shapes=(*SHAPES, at_shape("cpu-256", None))).result
-    assert isinstance(result, Confirmation)
-    bars = shape_bars(result)
-    assert [bar.label for bar in bars] == ["proxy", "cpu-32, 41.5 k", "cpu-128, 426 k"]
-    assert bars[0].interval == COMPARISONS[0].gain
 
 
 def test_levelled_seeds_keep_means_and_paired_differences() -> None:

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 
 import pytest
-from synthetic_run import AXES, SHAPE, at_shape, axis_finding, comparison, confirmation, finding, passes, token_gain
+from synthetic_run import AXES, SHAPE, axis_finding, comparison, confirmation, finding, passes, token_gain
 
 from mup_tune.findings import AxisFinding, Comparison, Finding, Result, Verified
 from mup_tune.findings.baselines import BaselineSet, RandomSearch
@@ -157,17 +157,6 @@ def test_a_gain_in_tokens_says_what_its_interval_does(found: TokensSaved | None,
     assert words.summary(confirmation((comparison("untuned", BETTER, (0, 1, 2)),), START, tokens=gain)) == [
         f"{told}.",
         "Against untuned: confirmed: 0.0200 nats/token better (95 % CI 0.0100 … 0.0300).",
-    ]
-
-
-def test_other_shapes_are_told_after_the_claim() -> None:
-    shapes = (at_shape("cpu-32", BETTER, "untuned"), at_shape("cpu-128", UNCLEAR, "untuned"))
-    found = confirmation((comparison("untuned", BETTER, (0, 1, 2)),), START, shapes=shapes)
-    assert words.summary(found)[1:] == [
-        "At cpu-32 (41,528 parameters), against untuned: "
-        "confirmed: 0.0200 nats/token better (95 % CI 0.0100 … 0.0300).",
-        "At cpu-128 (426,272 parameters), against untuned: "
-        "no gain shown: 0.0000 nats/token (95 % CI -0.0100 … 0.0100).",
     ]
 
 

@@ -1,4 +1,4 @@
-"""A confirmed gain in tokens: the reference's loss against how long it trains, and gains over Shapes."""
+"""A confirmed gain in tokens: the reference's loss against how long it trains."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from mup_tune import stats
-from mup_tune.findings.confirmation import Confirmation, TokenGain
-from mup_tune.report.figures.axes import Bar
+from mup_tune.findings.confirmation import TokenGain
 from mup_tune.report.figures.style import BLUE, INK, PAPER, RED, SOFT, crosses, drawing, svg
 from mup_tune.report.figures.values import ended, padded
-from mup_tune.report.formats import si
 from mup_tune.stats import Losses
 from mup_tune.stats.tokens import TokensSaved
 
@@ -93,15 +91,3 @@ def _meets(axes: Axes, saved: TokensSaved, factors: Sequence[float]) -> None:
     left = math.log(found.value) > 0.8 * math.log(factors[-1])
     side, shift = ("right", -5) if left else ("left", 5)
     axes.annotate(text, (found.value, FLOOR), (shift, 6), floor, "offset points", ha=side, fontweight="bold")
-
-
-def shape_bars(result: Confirmation) -> list[Bar]:
-    """Gains over one reference: the proxy's, then those at the other Shapes by their parameters."""
-    if not result.shapes:
-        return []
-    reference = result.shapes[0].comparison.reference
-    bars = [Bar("proxy", each.gain) for each in result.comparisons if each.reference == reference and each.gain]
-    for at in sorted(result.shapes, key=lambda at: at.parameters):
-        if at.comparison.gain is not None:
-            bars.append(Bar(f"{at.shape}, {si(at.parameters)}", at.comparison.gain))
-    return bars

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mup_tune.findings import Comparison, Finding
-from mup_tune.findings.confirmation import AtShape, Confirmation, TokenGain
+from mup_tune.findings.confirmation import Confirmation, TokenGain
 from mup_tune.report.words import ci, nats, opposite, result_of
 
 
@@ -12,7 +12,7 @@ def summary(finding: Finding) -> list[str]:
     said = [sentence for each in finding.comparisons for sentence in _sentences(finding, each)]
     if result.tokens is not None:
         said.insert(0, f"{tokens(result.tokens)}.")
-    return said + [_elsewhere(finding, each) for each in result.shapes]
+    return said
 
 
 def tokens(gain: TokenGain) -> str:
@@ -25,11 +25,6 @@ def tokens(gain: TokenGain) -> str:
         needs = f"does not reach the same loss with {longest:.3g} × the tokens (95 % CI from {saved.factor.low:.2f})"
     found = "Tokens saved" if gain.shown else "No tokens saved that the seeds can show"
     return f"{'Tokens lost' if saved.factor.high < 1 else found}: {gain.reference} {needs}"
-
-
-def _elsewhere(finding: Finding, at: AtShape) -> str:
-    reference = at.comparison.reference
-    return f"At {at.shape} ({at.parameters:,} parameters), against {reference}: {verdict(finding, at.comparison)}."
 
 
 def _sentences(finding: Finding, comparison: Comparison) -> list[str]:
@@ -58,22 +53,13 @@ def verdict(finding: Finding, comparison: Comparison) -> str:
 
 
 def section(finding: Finding, anchor: str) -> str:
-    """The gain in tokens and at other Shapes, where the plan asked for them."""
-    result = result_of(finding, Confirmation)
-    if result.tokens is None and not result.shapes:
+    """The gain in tokens, where the plan asked for longer horizons."""
+    gain = result_of(finding, Confirmation).tokens
+    if gain is None:
         return ""
-    from mup_tune.report.figures import tokens as figures
-    from mup_tune.report.figures.axes import intervals
+    from mup_tune.report.figures.tokens import token_curve
     from mup_tune.report.figures.values import Mean
     from mup_tune.report.html import rendered
 
-    gain, bars = result.tokens, figures.shape_bars(result)
-    return rendered(
-        "confirmation.html",
-        gain=gain,
-        elr=finding.after.elr,
-        mean=Mean.of,
-        curve=gain and figures.token_curve(gain, f"{anchor}-tokens"),
-        reference=result.shapes[0].comparison.reference if result.shapes else None,
-        shapes=intervals(bars, f"{anchor}-shapes", "Gain at the proxy and at other Shapes") if bars else None,
-    )
+    curve = token_curve(gain, f"{anchor}-tokens")
+    return rendered("confirmation.html", gain=gain, elr=finding.after.elr, mean=Mean.of, curve=curve)

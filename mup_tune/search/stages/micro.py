@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
@@ -20,15 +19,14 @@ from mup_tune.findings.multipliers import (
     MultiplierPasses,
     Pass,
     Prediction,
-    ShrunkenOptimum,
     best_shown,
     share_label,
 )
 from mup_tune.findings.result import sensitivities
 from mup_tune.multipliers import GROUPS, MULTIPLIER_NAMES, MULTIPLIERS
-from mup_tune.roles import group_lr_wd
 from mup_tune.search import swept_axis
-from mup_tune.search.axes import most_sensitive
+from mup_tune.search.axes import acting, most_sensitive
+from mup_tune.search.joint_move import horizon, identifiable, predicted, shifted
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage
 from mup_tune.search.swept_axis import Grid, SweptAxis
 from mup_tune.settings import Settings
@@ -39,8 +37,6 @@ REFINED = 2  # points that a refinement adds at most
 SHARES = (1.0, 0.5, 0.25)  # of the joint move, in log2
 FIRST_SEED = 3000  # ``confirm`` counts from 1000, ``joint`` from 2000
 BETWEEN_PASSES = 100  # seeds from one pass's first to the next's
-SMALLEST = 0.05  # log2: what wants to move less stays
-LEAST = 0.1  # of an equal share of the joint gain: what adds less stays
 
 
 class Micro(Stage):
@@ -98,8 +94,8 @@ class Micro(Stage):
     def names(self, context: Context, state: State, refuse: bool = False) -> tuple[str, ...]:
         """The multipliers of the group, or the ``top`` ones that can be swept by what stages measured."""
         if self.top is not None:
-            acting = _acting(MULTIPLIER_NAMES, context)
-            swept = [name for name in acting if refuse or _identifiable(state.incumbent, name, context)]
+            there = acting(MULTIPLIER_NAMES, context.shape)
+            swept = [name for name in there if refuse or identifiable(state.incumbent, name, context)]
             return most_sensitive(swept, state.sensitivity, self.top, refuse)
         return GROUPS[self.group] if isinstance(self.group, str) else tuple(self.group or ())
 
@@ -122,11 +118,11 @@ class Micro(Stage):
         """All extended and refined, every pass to its end."""
         if not expected:
             return 0
-        acting = _acting(self.names(context, state), context)
-        swept = sum(_identifiable(state.incumbent, name, context) for name in acting)
+        there = acting(self.names(context, state), context.shape)
+        swept = sum(identifiable(state.incumbent, name, context) for name in there)
         curve = len(self.offsets) - 1 + self.extend + (REFINED if self.refine else 0)
         # A pass may move what makes a weight decay identifiable, so that later passes may sweep them all.
-        points = self.passes + curve * (swept + len(acting) * (self.passes - 1))
+        points = self.passes + curve * (swept + len(there) * (self.passes - 1))
         return len(swept_axis.chosen_seeds(context, self.n_seeds)) * points + self.passes * self._tested
 
     @property
@@ -148,7 +144,7 @@ class Micro(Stage):
             incumbent, found, sigma = self._pass(asked, incumbent, names, len(passes) + 1)
             passes.append(found)
             sigmas.append(sigma)
-        idle = tuple(name for name in names if name not in _acting(names, context))
+        idle = tuple(name for name in names if name not in acting(names, context.shape))
         result = MultiplierPasses(passes=tuple(passes), most=self.passes, idle=idle)
         learned = {**dict.fromkeys(names, 0.0), **sensitivities(result.swept)}
         state_after = replace(state, incumbent=incumbent, sensitivity={**state.sensitivity, **learned})
@@ -160,8 +156,8 @@ class Micro(Stage):
         """One pass around ``before``: the Settings it ends at, what it found, its σ_Δ."""
         context = asked.context
         seeds = swept_axis.chosen_seeds(context, self.n_seeds)
-        acting = _acting(names, context)
-        curves = [SweptAxis(name, before) for name in acting if _identifiable(before, name, context)]
+        there = acting(names, context.shape)
+        curves = [SweptAxis(name, before) for name in there if identifiable(before, name, context)]
         swept_axis.train(asked, curves, [[HALF * offset for offset in self.offsets]] * len(curves), seeds)
         sigma = swept_axis.noise(curves)
         p_values = _adjusted(curves, sigma, self.passes)
@@ -171,33 +167,16 @@ class Micro(Stage):
         moves = self._moves(asked, before, prediction, number)
         taken, after = best_shown(moves), before
         if taken and prediction:
-            after = _shifted(before, prediction, taken.share).with_values({}, name=self.label)
+            after = shifted(before, prediction, taken.share).with_values({}, name=self.label)
         axes = [_judged(each, after, sigma, p_values.get(each.axis), prediction, taken) for each in curves]
         swept = {curve.axis for curve in curves}
-        axes += [_not_identifiable(name, before, context) for name in acting if name not in swept]
+        axes += [_not_identifiable(name, before, context) for name in there if name not in swept]
         numbered = tuple(axis.model_copy(update={"pass_": number}) for axis in axes)
         found = Pass(axes=numbered, prediction=prediction, moves=moves, noise_known=sigma is not None)
         return after, found, sigma
 
     def _predicted(self, curves: Sequence[SweptAxis], sigma: Sigma | None) -> Prediction | None:
-        """The joint move that the curves ask for, within what was trained; None where nothing tells."""
-        if sigma is None or any(stats.usable(curve.losses[0.0]) is None for curve in curves):
-            return None
-        fits = {curve.axis: stats.quadratic(curve.offsets, curve.ordered, sigma) for curve in curves}
-        usable = {axis: fit for axis, fit in fits.items() if fit is not None}
-        if not usable:
-            return None
-        known = stats.posterior(list(usable.values()))
-        low_n, high_n = np.array([(fit.low, fit.high) for fit in usable.values()]).T
-        optima_n = np.clip(known.optima_n, low_n, high_n)
-        gains_n = known.gains_n(optima_n)
-        moves_n = (np.abs(optima_n) >= SMALLEST) & (gains_n >= LEAST * gains_n.mean())
-        each = zip(usable, optima_n.tolist(), gains_n.tolist(), moves_n.tolist(), strict=True)
-        return Prediction(
-            optima=tuple(ShrunkenOptimum(axis=axis, offset=x, gain=gain, moves=moves) for axis, x, gain, moves in each),
-            gain=known.gain(np.where(moves_n, optima_n, 0.0)),
-            detectable=stats.detectable(sigma, self.verify_seeds, len(SHARES) * self.passes),
-        )
+        return predicted(curves, sigma, self.verify_seeds, len(SHARES) * self.passes)
 
     def _follow(
         self,
@@ -229,7 +208,7 @@ class Micro(Stage):
         """The joint move on fresh seeds, a share of the way each; none where they could show nothing."""
         if prediction is None or not prediction.testable:
             return ()
-        moved = [_shifted(before, prediction, share) for share in SHARES]
+        moved = [shifted(before, prediction, share) for share in SHARES]
         incumbent, *found = asked.losses([before, *moved], self.seeds(asked.context, number))
         prefix = f"pass {number}: " if self.passes > 1 else ""
         tests = len(SHARES) * self.passes
@@ -237,24 +216,6 @@ class Micro(Stage):
             Move.over_incumbent(prefix + share_label(share), losses, incumbent, tests, share=share)
             for share, losses in zip(SHARES, found, strict=True)
         )
-
-
-def _shifted(before: Settings, prediction: Prediction, share: float) -> Settings:
-    return before.scaled({axis: 2.0 ** (share * offset) for axis, offset in prediction.joint.items()})
-
-
-def _acting(names: Sequence[str], context: Context) -> list[str]:
-    return [name for name in names if context.shape.d_ssm or not MULTIPLIERS[name].needs_ssm]
-
-
-def _identifiable(settings: Settings, name: str, context: Context) -> bool:
-    return MULTIPLIERS[name].kind != "wd" or _horizon(settings, name, context) >= 1
-
-
-def _horizon(settings: Settings, name: str, context: Context) -> float:
-    """η·λ·T of the matrix that an ``.ewd`` multiplier belongs to."""
-    eta, lam = group_lr_wd(settings, name.removesuffix(".ewd"))
-    return eta * lam * context.budget.steps
 
 
 def _adjusted(curves: Sequence[SweptAxis], sigma: Sigma | None, passes: int) -> Mapping[str, float]:
@@ -280,8 +241,8 @@ def _pressed(curve: SweptAxis, prediction: Prediction | None) -> bool:
 
 
 def _not_identifiable(name: str, before: Settings, context: Context) -> AxisFinding:
-    horizon = _horizon(before, name, context)
-    return SweptAxis(name, before).finding(before, "not identifiable", reason="horizon", horizon=horizon)
+    said = horizon(before, name, context)
+    return SweptAxis(name, before).finding(before, "not identifiable", reason="horizon", horizon=said)
 
 
 def _judged(

@@ -10,7 +10,7 @@ from mup_tune.channels import at_depth
 from mup_tune.errors import UserError
 from mup_tune.search.shape_comparison import Contender, ShapeComparison
 from mup_tune.search.stage import Context, each_once
-from mup_tune.shape import Positive, Shape
+from mup_tune.shape import Positive
 
 
 class WidthDepth(ShapeComparison):
@@ -42,8 +42,4 @@ class WidthDepth(ShapeComparison):
                 field="depths",
                 fix="Name another one",
             )
-        return [Contender(_label(shape), shape) for shape in (proxy, *others)]
-
-
-def _label(shape: Shape) -> str:
-    return f"d{shape.d_model} L{shape.n_layers}"
+        return [Contender(shape.size, shape) for shape in (proxy, *others)]

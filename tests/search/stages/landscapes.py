@@ -35,7 +35,8 @@ def context(seeds: int = 3, steps: int = 20_000, shape: Shape = SHAPE) -> Contex
 
 @dataclass(frozen=True)
 class Landscape:
-    """``loss`` sees log2 of every axis' value over START's; ``longer`` sees that and the Budget's tokens.
+    """``loss`` sees log2 of every axis' value over START's; ``longer`` sees that and the Budget's tokens,
+    ``larger`` that and the Shape.
 
     Noise is a function of ``draw``, the seed, the Shape's size and these values, so that no test hangs on how
     a trial is hashed.
@@ -47,10 +48,11 @@ class Landscape:
     diverges: Callable[[Mapping[str, float], int], bool] = lambda at, seed: False
     draw: int = 0
     longer: Callable[[Mapping[str, float], int], float] = lambda at, tokens: 0.0
+    larger: Callable[[Mapping[str, float], Shape], float] = lambda at, shape: 0.0
 
     def row(self, trial: Trial) -> TrialResult:
         at = {axis: log2(trial.settings.value(axis) / START.value(axis)) for axis in AXES}
-        loss = self.loss(at) + self.longer(at, trial.budget.total_tokens)
+        loss = self.loss(at) + self.longer(at, trial.budget.total_tokens) + self.larger(at, trial.shape)
         if self.diverges(at, trial.seed):
             return TrialResult(trial, "diverged", float("nan"), float("nan"), "step 3")
         common = np.random.default_rng([self.draw, trial.seed, 1]).normal(0, self.seed_offset)

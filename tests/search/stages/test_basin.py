@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from mup_tune.errors import UserError
 from mup_tune.findings import State
 from mup_tune.report.words import summary
-from mup_tune.search.stages.basin import BasinCheck, drift, judged
+from mup_tune.search.basins import drift, judged
+from mup_tune.search.stages.basin import BasinCheck
 from mup_tune.stats import Interval
 from mup_tune.trial import Trial, TrialResult
 

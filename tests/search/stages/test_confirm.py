@@ -7,16 +7,14 @@ from math import exp, log, log2
 
 import numpy as np
 import pytest
-from landscapes import SHAPE, START, Landscape, bowl, context, counts, drive
+from landscapes import START, Landscape, bowl, context, counts, drive
 from pydantic import ValidationError
 
 from mup_tune.errors import UserError
 from mup_tune.findings import Finding, State
 from mup_tune.report.words import summary
 from mup_tune.search.stage import Stage
-from mup_tune.search.stages import confirm
 from mup_tune.search.stages.confirm import Confirm
-from mup_tune.shape import scaled
 
 BETTER = START.scaled({"key": 2.0})
 GOOD_KEY = bowl({"key": 1.0}, curvature=0.08)  # BETTER gains 0.04
@@ -180,7 +178,7 @@ def test_where_tokens_cannot_be_told() -> None:
     assert found.horizons[-1].losses[1001] is None
 
 
-def test_tokens_and_shapes_are_measured_against_one_reference() -> None:
+def test_tokens_are_measured_against_one_reference() -> None:
     other = START.scaled({"key": 0.5}).model_copy(update={"name": "other"})
     stage = Confirm(against=["untuned", "other"], tokens_against="other", horizons=HORIZONS)
     landscape = Landscape(GOOD_KEY, noise=1e-4, longer=falling())
@@ -189,28 +187,6 @@ def test_tokens_and_shapes_are_measured_against_one_reference() -> None:
     assert found.result.tokens.reference == "other"
     assert found.result.tokens.horizons[0].losses == found.comparisons[1].reference_losses
     assert Confirm(against=["untuned", "other"]).hardest == "untuned"
-
-
-def test_other_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = {f"wide-{width}": scaled(SHAPE, width) for width in (64, 128)}
-    monkeypatch.setattr(confirm, "load_shape", lambda name: wide[name].model_copy(update={"name": name}))
-    driven, _ = compared(Landscape(GOOD_KEY), shapes=("wide-64", "wide-128"))
-    found = driven.conclusion.finding
-    assert [each.shape for each in found.result.shapes] == ["wide-64", "wide-128"]
-    assert [each.parameters for each in found.result.shapes] == [
-        wide[name].parameters() for name in ("wide-64", "wide-128")
-    ]
-    assert all(each.comparison.outcome == "better" for each in found.result.shapes)
-    assert len(driven.known) == 3 * 8
-    assert [each.reference for each in found.comparisons] == ["untuned"]  # they stand beside the claim
-    assert Finding.model_validate_json(found.model_dump_json()) == found
-
-
-def test_shapes_that_cannot_be_compared() -> None:
-    for name, said in (("no-such-shape", "no-such-shape"), ("gpu-256", "vocabulary")):
-        with pytest.raises(UserError, match=said) as error:
-            compared(Landscape(GOOD_KEY), shapes=(name,))
-        assert error.value.field == "shapes[0]"
 
 
 def test_horizons_that_few_steps_cannot_tell_apart() -> None:
@@ -236,9 +212,8 @@ def test_a_finding_with_tokens_survives_its_file() -> None:
         {"horizons": (1.5, 1.5)},
         {"horizons": (2.0, 9.0)},
         {"tokens_against": "b"},
-        {"shapes": ("a", "a")},
     ],
 )
-def test_wrong_horizons_references_and_shapes(fields) -> None:
+def test_wrong_horizons_and_references(fields) -> None:
     with pytest.raises(ValidationError):
         Confirm(against=["a"], **fields)

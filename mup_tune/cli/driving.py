@@ -1,0 +1,45 @@
+"""Driving a plan from a command: a live display while it trains, and a run that an interrupt leaves whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mup_tune.cli.options import Executor
+from mup_tune.cli.output import console, err_console
+from mup_tune.errors import InterruptedRunError, UserError
+
+if TYPE_CHECKING:
+    from mup_tune.findings import Finding
+    from mup_tune.search.plan import Plan
+
+
+def driven(
+    plan: Plan,
+    run: Path,
+    executor: Executor,
+    address: str | None = None,
+    lanes: int | None = None,
+    quiet: bool = False,
+) -> list[Finding]:
+    """Drive ``plan`` in the folder ``run`` to its end; its findings. ``quiet``: the display is on stderr.
+
+    Raises:
+        UserError: wrong input, or options that the executor has no use for.
+        InterruptedRunError: Ctrl-C; the same command resumes.
+    """
+    if executor is Executor.INLINE and (address or lanes):
+        raise UserError("has no meaning with --executor inline", field="--address" if address else "--lanes")
+    from mup_tune.cli.live import Display
+    from mup_tune.search.execute import execute, open_sweep
+
+    try:
+        with (
+            open_sweep(plan, run) as (folder, walk),
+            Display(walk, err_console if quiet else console) as on_event,
+        ):
+            return execute(plan, folder, walk, executor, address, lanes, on_event)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            f"Interrupted. Committed packs are kept: the same command resumes {run}; `mup-tune status {run}` shows it."
+        ) from None

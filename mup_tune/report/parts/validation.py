@@ -1,0 +1,108 @@
+"""What is left of a gain at larger Shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mup_tune.findings import Comparison, Finding
+from mup_tune.findings.validation import AtShape, Trend, Validation
+from mup_tune.report.parts import confirmation
+from mup_tune.report.words import Headline, log2, nats, opposite, result_of
+
+TITLES = {"pass": "It holds", "fail": "It does not hold", "inconclusive": "Not shown to hold everywhere"}
+OUTCOMES = {
+    "better": "the gain is shown",
+    "worse": "the tuned Settings are worse",
+    "unclear": "no difference is shown",
+    "unmeasured": "nothing could be measured",
+}
+
+
+def summary(finding: Finding) -> list[str]:
+    result = result_of(finding, Validation)
+    said = [_verdict(result)]
+    for at in result.shapes:
+        said += _at(finding, result, at)
+    return said + [_trend(trend) for trend in result.trends]
+
+
+def headline(finding: Finding) -> Headline:
+    result = result_of(finding, Validation)
+    return Headline(f"{TITLES[result.verdict]}: the gain over {result.reference} at larger Shapes", _verdict(result))
+
+
+def _verdict(result: Validation) -> str:
+    """What is shown where, in one sentence."""
+    there: dict[str, list[str]] = {}
+    for at in result.larger:
+        there.setdefault(at.claim.outcome, []).append(at.shape.size)
+    told = [f"{said} at {_listed(there[outcome])}" for outcome, said in OUTCOMES.items() if outcome in there]
+    return f"{TITLES[result.verdict]}: over {result.reference}, {'; '.join(told)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _at(finding: Finding, result: Validation, at: AtShape) -> list[str]:
+    """The sentences on one Shape."""
+    here = f"At {'the proxy, ' if at.is_proxy else ''}{at.shape.size} ({at.parameters:,} parameters)"
+    said = [f"{here}, against {each.reference}: {verdict(finding, each)}." for each in at.comparisons]
+    if at.tokens is not None:
+        said.append(f"{here}: {confirmation.tokens(at.tokens)}.")
+    size = next(each for each in result.elr.sizes if each.label == at.shape.size)
+    if size.drift is not None:
+        said.append(f"{here}: the best ELR of the tuned Settings drifts by {log2(size.drift)} from the proxy's.")
+    regret = regret_of(at)
+    if regret:
+        said.append(f"{here}: {regret}.")
+    return said
+
+
+def regret_of(at: AtShape) -> str:
+    """What re-tuning there would bring, without the sentence's start and end; "" where it was not tried."""
+    if at.retuned is None:
+        return ""
+    if at.retuned.prediction is None:
+        return "too little is known of the noise to re-tune"
+    found = at.retuned.comparison
+    if found is None:
+        return "nothing wants to move from the carried Settings"
+    if found.gain is None:
+        return "the re-tuned Settings could not be compared, a seed diverged"
+    if found.outcome == "better":
+        return f"re-tuning there gains {nats(found.gain)}"
+    if found.outcome == "worse":
+        return f"re-tuning there loses {nats(opposite(found.gain))}"
+    return f"re-tuning there is not shown to gain: {nats(found.gain)}"
+
+
+def _trend(trend: Trend) -> str:
+    slope = f"{1e3 * trend.slope.value:+.1f} mnat/token"
+    bounds = f"(95 % CI {1e3 * trend.slope.low:+.1f} … {1e3 * trend.slope.high:+.1f})"
+    return f"Over {trend.sizes} sizes the gain changes by {slope} {bounds} with every doubling of the {trend.along}."
+
+
+def verdict(finding: Finding, comparison: Comparison) -> str:
+    return confirmation.verdict(finding, comparison)
+
+
+def section(finding: Finding, anchor: str) -> str:
+    from mup_tune.report.figures.axes import Bar, intervals
+    from mup_tune.report.figures.basins import panels
+    from mup_tune.report.html import rendered
+
+    result = result_of(finding, Validation)
+    bars = [Bar(each.shape.size, each.claim.gain) for each in result.shapes if each.claim.gain is not None]
+    gains = f"Gain over {result.reference} at every Shape"
+    return rendered(
+        "validation.html",
+        result=result,
+        gains=intervals(bars, f"{anchor}-gains", gains) if bars else None,
+        lines=panels((result.elr, result.reference_elr), f"{anchor}-elr"),
+        sizes=list(zip(result.shapes, result.elr.sizes, result.reference_elr.sizes, strict=True)),
+        regret_of=regret_of,
+        verdict=lambda comparison: verdict(finding, comparison),
+        trends=[_trend(trend) for trend in result.trends],
+        listed=_listed,
+    )
