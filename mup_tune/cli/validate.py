@@ -44,8 +44,12 @@ def validate(
         str, typer.Option(help="Longer trainings of the first reference, in multiples of the run's tokens, ascending.")
     ] = "",
     retune: Annotated[
-        int, typer.Option(min=0, help="So many of the most sensitive axes are re-tuned at every Shape, beside ELR.")
-    ] = 0,
+        str,
+        typer.Option(
+            metavar="N|AXES",
+            help="Axes that are re-tuned at every Shape, beside ELR: so many of the most sensitive, or names.",
+        ),
+    ] = "0",
     out: Annotated[
         Path | None, typer.Option("--run", metavar="DIR", help="Folder of this validation; beside RUN if left out.")
     ] = None,
@@ -86,13 +90,13 @@ def validate(
     raise typer.Exit(EXIT[result.verdict])
 
 
-def _fields(widths: str, depths: str, seeds: int, horizons: str, retune: int) -> dict[str, object]:
+def _fields(widths: str, depths: str, seeds: int, horizons: str, retune: str) -> dict[str, object]:
     return {
         "widths": numbers(widths, "--widths"),
         "depths": numbers(depths, "--depths"),
         "n_seeds": seeds,
         "horizons": numbers(horizons, "--horizons"),
-        "retune": retune,
+        "retune": int(retune) if retune.isdigit() else tuple(retune.split(",")),
     }
 
 
@@ -127,7 +131,7 @@ def _plan(run: Path, fields: dict[str, object], against: list[str]) -> Plan:
     axes = stage.axes(context, state, refuse=False)
     if stage.retune and not axes:
         raise UserError("no stage of this run measured what the loss is sensitive to", file=run, field="--retune")
-    stage = stage.model_copy(update={"retune": axes or 0})  # their names: the new run has measured nothing
+    stage = stage.model_copy(update={"retune": list(axes) or 0})  # their names: the new run has measured nothing
     header = Header(
         name=f"{record.name}-validate",
         about=f"Do the tuned settings of {folder.path.name} hold at larger Shapes?",

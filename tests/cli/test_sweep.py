@@ -71,6 +71,7 @@ def test_a_sweep_ends_with_settings_tables_and_status(finished: Path) -> None:
 def test_a_finished_run_is_validated_at_larger_shapes(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "wide"
     asked = ("validate", finished, "--widths", "2", "--depths", "", "--against", "tuned", "--seeds", "2")
+    asked = (*asked, "--retune", "lm_head")
     done = mup_tune(*asked, "--run", run, "--executor", "inline", "--json")
     found = json.loads(done.stdout)
     assert done.returncode == {"pass": 0, "fail": 1, "inconclusive": 3}[found["verdict"]], done.stderr
@@ -92,6 +93,7 @@ def test_a_finished_run_is_validated_at_larger_shapes(finished: Path, tmp_path: 
         (("--against", "tunned"), "--against: unknown reference 'tunned'; did you mean 'tuned'?"),
         (("--against", "tuned", "--widths", "2,x"), "--widths: '2,x' is not a list of numbers"),
         (("--against", "tuned", "--widths", "1.1"), "widths[0]: makes d_model 35.2, which is no whole number"),
+        (("--against", "tuned", "--retune", "lm_hat"), "did you mean 'lm_head'?"),
         (("--against", "tuned", "--horizons", "2"), "give at least two factors above 1"),
     ],
 )

@@ -13,6 +13,7 @@ from mup_tune.search.stages.confirm import Confirm
 from mup_tune.search.stages.elr_ewd import ElrEwd
 from mup_tune.search.stages.micro import Micro
 from mup_tune.search.stages.surface import SurfaceStage
+from mup_tune.search.stages.validate import Validate
 
 SHIPPED = [
     (path.stem, scale)
@@ -69,8 +70,8 @@ def test_the_shipped_plans_cover_the_method() -> None:
     assert names == {"falcon_h1", "channels", "rope_base", "width_depth", "sensitivity", "elr_basin", "quickstart"}
     whole = load_plan("falcon_h1")
     kinds = [stage.kind for stage in whole.stages]
-    assert kinds == ["elr_ewd", "surface", "micro", "rope_base", "baselines", "confirm"]
-    both, surface, *_, confirm = whole.stages
+    assert kinds == ["elr_ewd", "surface", "micro", "rope_base", "baselines", "confirm", "validate"]
+    both, surface, *_, confirm, _ = whole.stages
     assert isinstance(both, ElrEwd)
     assert both.elr_offsets
     assert both.ewd_offsets
@@ -79,10 +80,11 @@ def test_the_shipped_plans_cover_the_method() -> None:
     assert isinstance(confirm, Confirm)
     # The baseline whose ELR and EWD are tuned together is the one that tokens are told over, at every scale.
     for scale in whole.scales:
-        last = load_plan("falcon_h1", scale).stages[-1]
-        assert isinstance(last, Confirm)
-        assert last.hardest == both.reference == "ELR-EWD-tuned untuned"
-        assert last.horizons
+        *_, claimed, held = load_plan("falcon_h1", scale).stages
+        assert isinstance(claimed, Confirm)
+        assert isinstance(held, Validate)
+        assert claimed.hardest == held.against[0] == both.reference == "ELR-EWD-tuned untuned"
+        assert claimed.horizons
     assert set(confirm.against) >= {"untuned", "ELR-tuned untuned", "falcon-h1-published", "random search"}
     channels = [stage for stage in load_plan("channels").stages if isinstance(stage, Channels)]
     assert "2:1:5" in channels[0].ratios

@@ -46,8 +46,9 @@ def _listed(names: Sequence[str]) -> str:
 
 def _at(finding: Finding, result: Validation, at: AtShape) -> list[str]:
     """The sentences on one Shape."""
-    here = f"At {'the proxy, ' if at.is_proxy else ''}{at.shape.size} ({at.parameters:,} parameters)"
+    here, counted = f"At {'the proxy, ' if at.is_proxy else ''}{at.shape.size}", f" ({at.parameters:,} parameters)"
     said = [f"{here}, against {each.reference}: {verdict(finding, each)}." for each in at.comparisons]
+    said[0] = said[0].replace(here, here + counted, 1)
     if at.tokens is not None:
         said.append(f"{here}: {confirmation.tokens(at.tokens)}.")
     size = next(each for each in result.elr.sizes if each.label == at.shape.size)
@@ -67,7 +68,7 @@ def regret_of(at: AtShape) -> str:
         return "too little is known of the noise to re-tune"
     found = at.retuned.comparison
     if found is None:
-        return "nothing wants to move from the carried Settings"
+        return "nothing is left to re-tune"
     if found.gain is None:
         return "the re-tuned Settings could not be compared, a seed diverged"
     if found.outcome == "better":

@@ -7,7 +7,7 @@ from functools import cached_property
 from math import log2
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from mup_tune import stats
 from mup_tune.errors import UserError, as_value_error, located
@@ -39,17 +39,21 @@ def _larger(factors: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted(factors))
 
 
-def _swept(axes: tuple[str, ...]) -> tuple[str, ...]:
-    for axis in axes:
+def _swept(given: object) -> int | list[str]:
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+        return given
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"{given!r} is not allowed: give a number of axes, or a list of them")
+    for axis in given:
         with as_value_error():
             check_axis(axis)
-    if "elr" in axes:
-        raise ValueError("'elr' is not allowed: it is swept at every Shape as it is")
-    return axes
+    if "elr" in given or len(set(given)) < len(given):
+        raise ValueError(f"{list(given)} is not allowed: name each axis once, and not elr, which is swept anyway")
+    return list(given)
 
 
 Factors = Annotated[tuple[float, ...], AfterValidator(_larger), each_once("size")]
-Axes = Annotated[tuple[str, ...], AfterValidator(_swept), each_once("axis")]
+Swept = Annotated[int | list[str], PlainValidator(_swept)]
 
 
 class Validate(Stage):
@@ -75,7 +79,7 @@ class Validate(Stage):
     n_seeds: Annotated[int, Field(ge=2, le=100)] = 8
     horizons: Horizons = ()
     elr_offsets: Grid = (-1.0, -0.5, 0.0, 0.5, 1.0)
-    retune: Annotated[int, Field(ge=0)] | Axes = 0
+    retune: Swept = 0
 
     @model_validator(mode="after")
     def _somewhere(self) -> Validate:
