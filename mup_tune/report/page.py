@@ -123,14 +123,13 @@ def _stage(run: RunView, finding: Finding, index: int) -> StageView:
     described = f"Gain of each axis in the stage {finding.title}, largest first"
     sections = (words.section(finding, anchor), sensitivity.section(finding.axes, anchor))
     claims = claimed.claims_of(finding)
+    drawn = [] if words.draws_points(finding) else [axis for axis in finding.axes if axis.points]
     trials = run.trials[run.trials["stage"] == finding.stage]
     ok = int((trials["status"] == "ok").sum())
     return StageView(
         anchor=anchor,
         finding=finding,
-        panels=[
-            (axis, axis_panel(axis, f"{anchor}-axis{place}")) for place, axis in enumerate(finding.axes) if axis.points
-        ],
+        panels=[(axis, axis_panel(axis, f"{anchor}-axis{place}")) for place, axis in enumerate(drawn)],
         gains=intervals(bars, f"{anchor}-gains", described, "gain of the best point (mnat/token)")
         if len(bars) > 1
         else None,

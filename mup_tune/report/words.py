@@ -55,6 +55,11 @@ def draws_comparisons(finding: Finding) -> bool:
     return bool(_part(finding, "draws_comparisons")(finding))
 
 
+def draws_points(finding: Finding) -> bool:
+    """Whether the section's figures hold the points of the swept axes."""
+    return bool(_part(finding, "draws_points")(finding))
+
+
 def section(finding: Finding, anchor: str) -> str:
     """HTML beyond axes and comparisons; ids in it start with ``anchor``."""
     return str(_part(finding, "section")(finding, anchor))

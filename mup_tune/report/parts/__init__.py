@@ -36,6 +36,11 @@ def draws_comparisons(finding: Finding) -> bool:
     return False
 
 
+def draws_points(finding: Finding) -> bool:
+    """Whether the section's figures hold the points of the swept axes, so that the page draws no panels."""
+    return False
+
+
 def section(finding: Finding, anchor: str) -> str:
     """HTML beyond axes and comparisons; ids in it start with ``anchor``."""
     return ""

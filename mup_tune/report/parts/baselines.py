@@ -29,5 +29,10 @@ def _random(drawn: RandomSearch) -> str:
 
 
 def section(finding: Finding, anchor: str) -> str:
-    drawn = result_of(finding, BaselineSet).random
-    return search_section(drawn.search, anchor) if drawn else ""
+    """The plane of each baseline whose ELR and EWD were swept together, then the random search."""
+    result = result_of(finding, BaselineSet)
+    sections = [
+        global_axes.plane_section(each.result, f"{anchor}-tuned{place}", f"ELR and EWD of {each.name}")
+        for place, each in enumerate(result.tuned)
+    ]
+    return "".join([*sections, search_section(result.random.search, anchor) if result.random else ""])

@@ -1,4 +1,4 @@
-"""ELR and EWD, one after the other."""
+"""ELR and EWD, one of them or both together."""
 
 from __future__ import annotations
 
@@ -14,6 +14,26 @@ def summary(finding: Finding) -> list[str]:
 
 def why(finding: Finding, axis: AxisFinding) -> str:
     return reason(result_of(finding, GlobalAxes), axis)
+
+
+def draws_points(finding: Finding) -> bool:
+    """The lines that the axes are judged by run through the plane."""
+    return result_of(finding, GlobalAxes).bowl is not None
+
+
+def section(finding: Finding, anchor: str) -> str:
+    return plane_section(result_of(finding, GlobalAxes), anchor, "ELR and EWD together")
+
+
+def plane_section(result: GlobalAxes, anchor: str, title: str) -> str:
+    """The plane and its key; empty where the two axes were not swept together."""
+    from mup_tune.report.figures import planes
+    from mup_tune.report.html import rendered
+
+    chart = planes.Chart.of(result)
+    if chart is None:
+        return ""
+    return rendered("planes.html", title=title, chart=chart, figure=planes.plane_figure(chart, f"{anchor}-plane"))
 
 
 def sentences(result: GlobalAxes, after: Settings) -> list[str]:
