@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from program import mup_tune
 
+from mup_tune.search import loop
 from mup_tune.settings import ELR_0
 
 PLAN = """
@@ -24,6 +27,16 @@ stages:
   - {kind: micro, group: [lm_head, embedding_weight.elr]}
   - {kind: confirm, against: [tuned], n_seeds: 2}
 """
+
+
+# A process of its own that is killed. Populations of 16 to 128 are not worth their calibration here.
+PROGRAM = "from mup_tune.search import loop; loop.SIZES = (1, 2, 4, 8); from mup_tune.cli import main; main()"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_populations() -> Iterator[None]:
+    with mock.patch.object(loop, "SIZES", (1, 2, 4, 8)):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +120,7 @@ def test_what_cannot_be_validated_is_told(finished: Path, options: tuple[str, ..
 
 def test_kill_9_leaves_a_run_that_resumes_to_the_same_losses(finished: Path, plan: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
-    command = [sys.executable, "-m", "mup_tune", "sweep", str(plan), "--run", str(run), "--executor", "inline"]
+    command = [sys.executable, "-c", PROGRAM, "sweep", str(plan), "--run", str(run), "--executor", "inline"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(list(run.glob("curves/*.parquet"))) < 2 and time.monotonic() < deadline:
@@ -132,12 +145,12 @@ def test_kill_9_leaves_a_run_that_resumes_to_the_same_losses(finished: Path, pla
 
 def test_ctrl_c_says_how_to_resume_and_exits_130(plan: Path, tmp_path: Path) -> None:
     run = tmp_path / "stopped"
-    command = [sys.executable, "-m", "mup_tune", "sweep", str(plan), "--run", str(run), "--executor", "inline"]
+    command = [sys.executable, "-c", PROGRAM, "sweep", str(plan), "--run", str(run), "--executor", "inline"]
     command += ["--set", f"seeds={list(range(40))}"]  # too much to be done before the signal comes
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(run.glob("curves/*.parquet")):
         time.sleep(0.05)
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130
