@@ -41,6 +41,7 @@ def sweep(
     from mup_tune.cli.live import Display
     from mup_tune.report.words import summary
     from mup_tune.search.execute import execute, open_sweep
+    from mup_tune.transfer.evidence import evidence_of, next_transfer
 
     try:
         with open_sweep(loaded, run) as (folder, walk):
@@ -50,10 +51,13 @@ def sweep(
                 console.print(f"[bold]{finding.stage}[/] {finding.title}", highlight=False)
                 for sentence in summary(finding):
                     console.print(f"  {sentence}", highlight=False, markup=False)
+            evidence = evidence_of(walk.journal, walk.state.incumbent, len(loaded.stages))
+            transfer = next_transfer(evidence, f"mup-tune transfer {run} --target {target} --out DIR")
             console.print(
-                f"Tuned settings: {folder.path / 'settings' / 'incumbent.yaml'}. "
-                f"Next: `mup-tune report {run}`, `mup-tune transfer {run} --target {target} --out DIR`.",
+                f"Tuned settings: {folder.path / 'settings' / 'incumbent.yaml'}. Next: `mup-tune report {run}`, "
+                f"{transfer}.",
                 highlight=False,
+                markup=False,
             )
     except KeyboardInterrupt:
         raise InterruptedRunError(
