@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from mup_tune.schedule import batch_lr_factor
 from mup_tune.transfer.aim import Aimed
 from mup_tune.transfer.format import Format
-from mup_tune.transfer.groups import Group, ScheduleSpec
+from mup_tune.transfer.groups import Group, InitSlice, ScheduleSpec
 
 FIRST = (
     "**Do not train from `from_config`'s own init** (`FalconH1ForCausalLM(config)` alone, `AutoModelForCausalLM."
@@ -74,19 +74,26 @@ def _rules(aimed: Aimed) -> str:
 
 
 def _groups(groups: Sequence[Group]) -> str:
-    """A row a parameter, its slices in one cell where their multipliers or stds differ."""
+    """A row a parameter, its slices in one cell where their multipliers or inits differ."""
     rows = [
         (
             f"`{each.pattern}`",
             f"{each.lr:.6g}",
             f"{each.weight_decay:.6g}",
             f"{each.eps:.3g}",
-            _by_slice({part.slice: part.distribution if part.std is None else f"{part.std:.5g}" for part in each.init}),
+            _by_slice({part.slice: _init(part) for part in each.init}),
             _by_slice({part.slice: f"{part.multiplier:.6g}" for part in each.init}),
         )
         for each in groups
     ]
     return _table(("parameters", "lr", "weight_decay", "eps", "init std", "forward multiplier"), rows)
+
+
+def _init(part: InitSlice) -> str:
+    """The std, and the distribution where it is not normal; one without spread is its name alone."""
+    if not part.std:
+        return part.distribution
+    return f"{part.std:.5g}" if part.distribution == "normal" else f"{part.std:.5g} {part.distribution}"
 
 
 def _by_slice(values: Mapping[str, str]) -> str:
