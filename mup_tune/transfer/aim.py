@@ -15,9 +15,8 @@ from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 from mup_tune.transfer import rules as applied
 from mup_tune.transfer.groups import OptimizerFile, optimizer_file
-from mup_tune.transfer.provenance import Provenance
+from mup_tune.transfer.provenance import Provenance, Rule
 from mup_tune.transfer.resolve import Tuned
-from mup_tune.transfer.rules import Rule
 from mup_tune.version import VERSION
 
 WIDTHS = ("d_model", "d_attn", "head_dim", "d_ssm", "d_state", "d_ff")

@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from mup_tune.errors import UserError
-from mup_tune.files import FrozenModel
 from mup_tune.findings import Finding
 from mup_tune.run.journal import Journal
 from mup_tune.run.verdict import OUTCOMES, hardest, last_confirmation
 from mup_tune.settings import Settings
-from mup_tune.stats import Interval, argmin, means
+from mup_tune.stats import argmin, means
+from mup_tune.transfer.provenance import Evidence
 
-Verdict = Literal["better", "worse", "unclear", "unmeasured", "unconfirmed"]
 INCUMBENT, BEST = "incumbent", "best"
-
-
-class Evidence(FrozenModel):
-    """The run's verdict on its incumbent.
-
-    ``gain`` is that over the hardest ``reference``, in nats/token, positive where the incumbent is better,
-    with its 95 % CI over ``seeds`` fresh seeds. ``unconfirmed``: no confirmation has concluded, or it was of
-    other Settings than the incumbent. ``concluded`` of ``stages`` stages have ended.
-    """
-
-    verdict: Verdict
-    reference: str | None = None
-    gain: Interval | None = None
-    seeds: int = 0
-    finished: bool
-    concluded: int
-    stages: int
-    said: str
-
-    @property
-    def confirmed(self) -> bool:
-        return self.verdict == "better"
 
 
 def evidence_of(journal: Journal, incumbent: Settings, stages: int) -> Evidence:

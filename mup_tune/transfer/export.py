@@ -12,10 +12,9 @@ import mup_tune.transfer.formats  # noqa: F401  (formats register themselves)
 from mup_tune.errors import UserError
 from mup_tune.transfer.aim import Aimed
 from mup_tune.transfer.checkpoint import write_step_0
-from mup_tune.transfer.evidence import Evidence
 from mup_tune.transfer.format import Format
+from mup_tune.transfer.provenance import Evidence, Rule
 from mup_tune.transfer.readme import readme
-from mup_tune.transfer.rules import Rule
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from mup_tune.multipliers import COMPLETEP, FORWARD
 from mup_tune.roles import Distribution, Role, RoleTable
 from mup_tune.settings import PositiveFloat, Settings
 from mup_tune.shape import Positive
-from mup_tune.transfer.provenance import Provenance
-from mup_tune.transfer.rules import Rule
+from mup_tune.transfer.provenance import Provenance, Rule
 from mup_tune.trial import Budget
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

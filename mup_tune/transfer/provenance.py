@@ -1,11 +1,44 @@
-"""What an export was made from: it stands in the files of every format."""
+"""What an export was made from, as data: it stands in the files of every format."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from mup_tune.files import FrozenModel
-from mup_tune.transfer.evidence import Evidence
+from mup_tune.stats import Interval
+
+Verdict = Literal["better", "worse", "unclear", "unmeasured", "unconfirmed"]
+
+
+class Rule(FrozenModel):
+    """One rule as it was applied: what it does, by which factor at this target, and where it comes from."""
+
+    name: str
+    what: str
+    factor: float
+    source: str
+
+
+class Evidence(FrozenModel):
+    """The run's verdict on its incumbent.
+
+    ``gain`` is that over the hardest ``reference``, in nats/token, positive where the incumbent is better,
+    with its 95 % CI over ``seeds`` fresh seeds. ``unconfirmed``: no confirmation has concluded, or it was of
+    other Settings than the incumbent. ``concluded`` of ``stages`` stages have ended.
+    """
+
+    verdict: Verdict
+    reference: str | None = None
+    gain: Interval | None = None
+    seeds: int = 0
+    finished: bool
+    concluded: int
+    stages: int
+    said: str
+
+    @property
+    def confirmed(self) -> bool:
+        return self.verdict == "better"
 
 
 class RunFacts(FrozenModel):

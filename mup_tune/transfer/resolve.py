@@ -12,8 +12,8 @@ from mup_tune.run.tables import slug
 from mup_tune.run.verdict import last_confirmation
 from mup_tune.settings import Settings, load_settings
 from mup_tune.shape import Shape
-from mup_tune.transfer.evidence import BEST, INCUMBENT, Evidence, evidence_of, lowest_loss
-from mup_tune.transfer.provenance import RunFacts
+from mup_tune.transfer.evidence import BEST, INCUMBENT, evidence_of, lowest_loss
+from mup_tune.transfer.provenance import Evidence, RunFacts
 from mup_tune.trial import Budget
 
 
@@ -75,14 +75,14 @@ def _from_run(folder: Path, chosen: str | None) -> Tuned:
             file=folder,
             fix="Let the sweep go on, or transfer named settings",
         )
-    what = chosen or INCUMBENT
+    what = slug(chosen or INCUMBENT)
     if what == BEST:
         best = lowest_loss(journal.findings())
         confirmed = last_confirmation(journal.findings())
-        known[BEST] = confirmed.before if confirmed and best == INCUMBENT else known[best]
-        what, said = BEST, f"{best}, the lowest mean loss on the confirmation's fresh seeds,"
+        known[BEST] = confirmed.before if confirmed and best == INCUMBENT else known[slug(best)]
+        what, said = BEST, f"{_named(best)}, which had the lowest mean loss on the confirmation's fresh seeds,"
     else:
-        said = "the incumbent" if what == INCUMBENT else repr(what)
+        said = _named(what)
     if what not in known:
         raise UserError(unknown("settings", what, [*known, BEST]), file=folder, field="--from")
     name, record = folder.resolve().name, run.record
@@ -102,6 +102,10 @@ def _from_run(folder: Path, chosen: str | None) -> Tuned:
         evidence=evidence_of(journal, known[INCUMBENT], len(run.plan.stages)),
         validated=max((row.trial.shape.d_model for row in journal.rows.values()), default=None),
     )
+
+
+def _named(what: str) -> str:
+    return "the incumbent" if what == INCUMBENT else repr(what)
 
 
 def _settings_of(journal: Journal) -> dict[str, Settings]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from math import sqrt
 
 from mup_tune.errors import UserError
-from mup_tune.files import FrozenModel
 from mup_tune.multipliers import COMPLETEP, FORWARD, LR_OF, REPORT, WD_OF, DepthRule, Multiplier, forward_at
 from mup_tune.roles import hidden_std
 from mup_tune.schedule import Horizon, batch_lr_factor
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
+from mup_tune.transfer.provenance import Rule
 from mup_tune.transfer.resolve import Tuned
 
 TIMESCALE = "AdamW averages over 1/(η·λ) steps; arXiv 2405.13698"
@@ -26,15 +26,6 @@ FAN_IN = {
     "d_ssm": "ssm_out_proj",
     "d_ff": "mlp_down_proj",
 }
-
-
-class Rule(FrozenModel):
-    """One rule as it was applied: what it does, by which factor at this target, and where it comes from."""
-
-    name: str
-    what: str
-    factor: float
-    source: str
 
 
 def width_rules(settings: Settings, target: Shape) -> list[Rule]:

@@ -56,7 +56,7 @@ def make_run(
                 "candidate_losses": {7: 2.0, 8: 2.1},
                 "reference_losses": {7: 2.0 + gain.value, 8: 2.1 + gain.value},
             }
-            compared = Comparison(candidate="incumbent", reference="untuned", gain=gain, **losses)
+            compared = Comparison(candidate="incumbent", reference="ELR-tuned untuned", gain=gain, **losses)
             facts = {"kind": "confirm", "title": "", "result": Confirmation(comparisons=(compared,))}
             found.append(Finding(stage="02-confirm", before=tuned, after=tuned, **facts))
         if later is not None:
@@ -64,7 +64,7 @@ def make_run(
             found.append(Finding(stage="03-micro", before=tuned, after=later, **facts))
         for finding in found:
             journal.begin_stage(finding.stage, finding.kind, finding.title, finding.before)
-            journal.conclude(finding.stage, finding, State(finding.after, {"untuned": start}))
+            journal.conclude(finding.stage, finding, State(finding.after, {"ELR-tuned untuned": start}))
         if complete:
             journal.set_note("complete", True)
         journal.close()

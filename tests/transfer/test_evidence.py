@@ -38,7 +38,12 @@ def test_the_verdict_is_the_runs_with_its_interval(tmp_path: Path, facts: Facts)
     run = make_run(tmp_path / "run", *facts, WORSE)
     evidence = resolve(str(run)).evidence
     assert evidence is not None
-    assert (evidence.verdict, evidence.reference, evidence.gain, evidence.seeds) == ("worse", "untuned", WORSE, 2)
+    assert (evidence.verdict, evidence.reference, evidence.gain, evidence.seeds) == (
+        "worse",
+        "ELR-tuned untuned",
+        WORSE,
+        2,
+    )
     assert "−" not in evidence.said
     assert "-20.0 mnat/token, 95 % CI -30.0 … -10.0, 2 fresh seeds (02-confirm)" in evidence.said
 
@@ -75,7 +80,7 @@ def test_from_takes_the_incumbent_a_stage_a_reference_or_the_best(tmp_path: Path
     start = untuned(proxy)
     worse = str(make_run(tmp_path / "worse", *facts, WORSE))
     assert resolve(worse, "incumbent").settings == resolve(worse, "01-micro").settings == tuned
-    assert resolve(worse, "untuned").settings == resolve(worse, "best").settings == start
+    assert resolve(worse, "ELR-tuned untuned").settings == resolve(worse, "best").settings == start
     assert resolve(str(make_run(tmp_path / "better", *facts, BETTER)), "best").settings == tuned
     with pytest.raises(UserError, match=r"--from: unknown settings '01-micrp'; did you mean '01-micro'"):
         resolve(worse, "01-micrp")

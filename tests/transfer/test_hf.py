@@ -244,7 +244,7 @@ def test_the_command_prints_warnings_or_json(run_folder: Path, target: Shape, tm
     spoken = CliRunner().invoke(app, [*arguments, str(tmp_path / "one")])
     assert spoken.exit_code == 0, spoken.output
     assert "warning: extrapolation in vocabulary 264 at the proxy, 512 at the target" in spoken.output
-    assert "confirmed: the 95 % CI lies above 0; gain over untuned +20.0 mnat/token" in spoken.output
+    assert "confirmed: the 95 % CI lies above 0; gain over ELR-tuned untuned +20.0 mnat/token" in spoken.output
     assert "width.lm_head" in spoken.output
     assert "verified with transformers" in spoken.output
     quiet = CliRunner().invoke(app, [*arguments, str(tmp_path / "two"), "--json"])
