@@ -124,7 +124,7 @@ def transfer(
     from mup_tune.transfer.channels import resplit
     from mup_tune.transfer.evidence import check
     from mup_tune.transfer.export import export
-    from mup_tune.transfer.format import formats
+    from mup_tune.transfer.formats import formats
     from mup_tune.transfer.resolve import resolve
     from mup_tune.transfer.target import load_target
 

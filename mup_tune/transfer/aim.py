@@ -17,6 +17,7 @@ from mup_tune.transfer import rules as applied
 from mup_tune.transfer.groups import OptimizerFile, optimizer_file
 from mup_tune.transfer.provenance import Provenance, Rule
 from mup_tune.transfer.resolve import Tuned
+from mup_tune.transfer.schedules import Steps
 from mup_tune.version import VERSION
 
 WIDTHS = ("d_model", "d_attn", "head_dim", "d_ssm", "d_state", "d_ff")
@@ -24,13 +25,18 @@ WIDTHS = ("d_model", "d_attn", "head_dim", "d_ssm", "d_state", "d_ff")
 
 @dataclass(frozen=True)
 class Aimed:
-    """All that a format may write. ``settings`` are those after the rules, which the table resolves."""
+    """All that a format may write. ``settings`` are those after the rules, which the table resolves.
+
+    ``steps`` is the target's schedule, None where its batch or its length is not known: the proxy's own would
+    be a schedule over the wrong training.
+    """
 
     tuned: Tuned
     settings: Settings
     target: Shape
     table: RoleTable
     optimizer: OptimizerFile
+    steps: Steps | None
     config: dict[str, Any]
     rules: tuple[Rule, ...]
     warnings: tuple[str, ...]
@@ -87,6 +93,7 @@ def aim(
         target=target,
         table=table,
         optimizer=optimizer.model_copy(update={"schedule": schedule, "provenance": provenance, "rules": tuple(found)}),
+        steps=Steps.of(schedule) if tokens is not None else None,
         config=_config(table),
         rules=tuple(found),
         warnings=tuple(warnings(tuned, target, settings.depth_rule, batch_tokens, tokens)),
@@ -133,7 +140,8 @@ def warnings(
     if budget and batch_tokens is not None and batch_tokens != budget.batch_tokens:
         found.append(f"extrapolation in batch: {budget.batch_tokens:,} → {batch_tokens:,} tokens a step")
     if budget and tokens is not None and tokens != budget.total_tokens:
-        found.append(f"extrapolation in horizon: {budget.total_tokens:,} → {tokens:,} tokens in all")
+        constant = "" if budget.power_onset_tokens else "; the run had no power schedule, so nothing lowers η over time"
+        found.append(f"extrapolation in horizon: {budget.total_tokens:,} → {tokens:,} tokens in all{constant}")
     if budget and tokens is None:
         found.append(
             f"the target's length is not given: these settings were tuned over {budget.total_tokens:,} tokens; give "

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import mup_tune.transfer.formats  # noqa: F401  (formats register themselves)
 from mup_tune.errors import UserError
 from mup_tune.transfer.aim import Aimed
 from mup_tune.transfer.checkpoint import write_step_0

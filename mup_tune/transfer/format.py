@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mup_tune.errors import UserError, unknown
+from mup_tune.errors import UserError
 from mup_tune.settings import Settings
 from mup_tune.transfer.aim import Aimed
 from mup_tune.transfer.groups import Group
@@ -58,19 +58,6 @@ class Format(ABC):
         """A sentence on what was checked of the files in ``folder``. Raises UserError: a check fails."""
 
 
-def formats(asked: Iterable[str]) -> list[Format]:
-    """The formats of ``asked``, each a name or a comma list, in their order and each once.
-
-    Raises:
-        UserError: an unknown name.
-    """
-    names = dict.fromkeys(part.strip() for each in asked for part in each.split(","))
-    for name in names:
-        if name not in Format.known:
-            raise UserError(unknown("format", name, Format.known), field="--format")
-    return [Format.known[name] for name in names]
-
-
 def made_from(aimed: Aimed) -> dict[str, Any]:
     """What the data file of every format holds beside its own values, as plain JSON values."""
     return {
@@ -88,6 +75,19 @@ def to_json(data: Any) -> str:
 
 def config_json(aimed: Aimed) -> dict[str, str]:
     return {CONFIG: to_json(aimed.config)}
+
+
+def lost_in_schedule(aimed: Aimed) -> tuple[str, ...]:
+    """What a trainer with a warmup-stable-decay schedule of its own cannot follow."""
+    spec = aimed.optimizer.schedule
+    found = [
+        f"the decay to {spec.lr_decay_to:g} of the peak has the trainer's curve, not the exponential one tuned with"
+    ]
+    if spec.power_onset_fraction is not None:
+        found.append("the power schedule, η and λ ∝ t^-1/4 from its onset on: write a scheduler for it")
+    if aimed.steps is None:
+        found.append("the steps of warmup and decay, for which --tokens and the batch have to be known")
+    return tuple(found)
 
 
 def searched(group: Group) -> str:

@@ -145,20 +145,13 @@ class ScheduleSpec(FrozenModel):
         """The same at the target's own budget, as far as it is known; lr was scaled to ``batch_tokens``."""
         if batch_tokens is None and total_tokens is None:
             return self
-        missing = [
-            name
-            for name, known in (
-                ("batch_tokens", batch_tokens or self.batch_tokens),
-                ("total_tokens", total_tokens),
-            )
-            if not known
-        ]
+        budget = {"batch_tokens": batch_tokens or self.batch_tokens, "total_tokens": total_tokens}
+        missing = " and ".join(name for name, value in budget.items() if value is None)
+        said = f"{self.origin.partition(';')[0]}; its budget is the target's"
         update: dict[str, object] = {
-            "batch_tokens": batch_tokens or self.batch_tokens,
-            "total_tokens": total_tokens,
+            **budget,
             "lr_tuned_at_batch_tokens": self.batch_tokens if batch_tokens else None,
-            "origin": f"{self.origin.partition(';')[0]}; its budget is the target's"
-            + (f", give load_transfer its {' and '.join(missing)}" if missing else ""),
+            "origin": f"{said}, give load_transfer its {missing}" if missing else said,
         }
         return self.model_copy(update=update)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from mup_tune.errors import UserError, located
 from mup_tune.files import read_json, shipped, validated
+from mup_tune.model.layers import RMS_NORM_EPS
 from mup_tune.shape import RELEASED, Shape, load_shape
 
 CONFIG = "config.json"
-# What the role table has no rows for. The value is what every released Falcon-H1 has.
+# What exports have at one value only, that of every released Falcon-H1: the role table knows no other.
 ONLY = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -21,8 +22,11 @@ ONLY = {
     "mamba_conv_bias": True,
     "mamba_norm_before_gate": False,
     "hidden_act": "silu",
+    "rms_norm_eps": RMS_NORM_EPS,
 }
-NOT_TAKEN = "its multipliers, token ids and context length are not taken over: all multipliers follow from the settings"
+NOT_TAKEN = (
+    "its multipliers, RoPE, token ids and context length are not taken over: all multipliers follow from the settings"
+)
 
 
 def load_target(name_or_file: str) -> Shape:
@@ -69,7 +73,7 @@ def from_config(config: dict[str, Any], file: str | Path) -> Shape:
         for field, needed in ONLY.items():
             if config.get(field, needed) != needed:
                 raise UserError(
-                    f"{json.dumps(config[field])} is not allowed: the role table has no such parameter or function",
+                    f"{json.dumps(config[field])} is not allowed: a transfer knows {json.dumps(needed)} only",
                     field=field,
                     fix=f"Set it to {json.dumps(needed)}",
                 )

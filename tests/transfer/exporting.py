@@ -15,7 +15,7 @@ from mup_tune.shape import Shape
 from mup_tune.stats import Interval
 from mup_tune.transfer.aim import aim
 from mup_tune.transfer.export import Export, export
-from mup_tune.transfer.format import formats
+from mup_tune.transfer.formats import formats
 from mup_tune.transfer.resolve import Tuned
 from mup_tune.trial import Budget
 

@@ -14,13 +14,15 @@ import yaml
 from exporting import BETTER, make_run
 from safetensors.torch import load_file
 
+from mup_tune.cli.transfer import FormatOption
 from mup_tune.errors import UserError
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 from mup_tune.transfer.aim import Aimed, aim
 from mup_tune.transfer.checkpoint import write_step_0
 from mup_tune.transfer.export import export
-from mup_tune.transfer.format import Format, formats
+from mup_tune.transfer.format import Format
+from mup_tune.transfer.formats import formats
 from mup_tune.transfer.load import load_transfer
 from mup_tune.transfer.resolve import Tuned, resolve
 from mup_tune.trial import Budget
@@ -48,6 +50,7 @@ def folder(aimed: Aimed, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_format_is_known() -> None:
     assert set(Format.known) == set(NAMES)
+    assert all(name in FormatOption.__metadata__[0].help for name in NAMES)
     assert [each.name for each in formats(["json, hf", "json"])] == ["json", "hf"]
     with pytest.raises(UserError, match="--format: unknown format 'megatron-bridg'; did you mean 'megatron-bridge'"):
         formats(["hf,megatron-bridg"])
@@ -143,6 +146,14 @@ def test_automodels_multipliers_give_the_role_tables_rates(folder: Path, aimed: 
         assert optimizer["eps"] == eps
     steps = (scheduler["lr_warmup_steps"], scheduler["wsd_decay_steps"], scheduler["lr_decay_steps"])
     assert steps == (100, 200, 1000)
+
+
+def test_no_format_takes_the_proxys_steps_for_the_targets(aimed: Aimed, target: Shape) -> None:
+    unknown = aim(aimed.tuned, target, tie_gate_up=True)
+    for name in ("megatron-bridge", "automodel", "torchtitan"):
+        texts = Format.known[name].files(unknown)
+        assert not any(re.search("warmup_(steps|iters)", text) for text in texts.values())
+        assert any("steps of warmup and decay" in each for each in Format.known[name].lost(unknown))
 
 
 def test_automodel_says_that_it_has_one_eps(aimed: Aimed, target: Shape) -> None:

@@ -51,6 +51,7 @@ def test_sizes_that_a_config_leaves_out_are_divided(config: dict[str, Any], targ
         ({"model_type": "llama"}, "model_type: 'llama' is not allowed"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings: true is not allowed: lm_head needs a multiplier"),
         ({"attention_bias": True}, "attention_bias: true is not allowed.*Set it to false"),
+        ({"rms_norm_eps": 1e-6}, "rms_norm_eps: 1e-06 is not allowed.*Set it to 1e-05"),
         ({"mamba_conv_bias": False}, "mamba_conv_bias: false is not allowed.*Set it to true"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide num_attention_heads = 4"),
         ({"mamba_n_groups": 3}, "mamba_n_groups: 3 does not divide mamba_n_heads = 4"),

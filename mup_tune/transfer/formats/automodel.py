@@ -8,9 +8,8 @@ from typing import Any
 from mup_tune.files import dump_yaml, read_yaml, validated
 from mup_tune.settings import Settings
 from mup_tune.transfer.aim import Aimed
-from mup_tune.transfer.format import Format, config_json, first_matches, made_from, searched
+from mup_tune.transfer.format import Format, config_json, first_matches, lost_in_schedule, made_from, searched
 from mup_tune.transfer.groups import Group
-from mup_tune.transfer.schedules import lost_in_schedule, wsd
 
 FILE = "automodel.yaml"
 SECTION = """\
@@ -36,7 +35,7 @@ class AutoModel(Format):
         return SECTION.format(file=FILE)
 
     def lost(self, aimed: Aimed) -> tuple[str, ...]:
-        found = list(lost_in_schedule(aimed.optimizer.schedule))
+        found = list(lost_in_schedule(aimed))
         eps = {group.eps for group in aimed.optimizer.groups}
         if len(eps) > 1:
             found.append(
@@ -56,7 +55,7 @@ class AutoModel(Format):
 
 def _recipe(aimed: Aimed) -> dict[str, Any]:
     file, settings = aimed.optimizer, aimed.settings
-    eta, schedule = settings.eta, wsd(file.schedule)
+    eta, steps = settings.eta, aimed.steps
     scheduler: dict[str, Any] = {
         "lr_decay_style": "WSD",
         "lr_wsd_decay_style": "exponential",
@@ -64,11 +63,11 @@ def _recipe(aimed: Aimed) -> dict[str, Any]:
         "max_lr": eta,
         "min_lr": eta * file.schedule.lr_decay_to,
     }
-    if schedule:
+    if steps:
         scheduler |= {
-            "lr_warmup_steps": schedule.warmup,
-            "lr_decay_steps": schedule.total,
-            "wsd_decay_steps": schedule.decay,
+            "lr_warmup_steps": steps.warmup,
+            "lr_decay_steps": steps.total,
+            "wsd_decay_steps": steps.decay,
         }
     return {
         "model": {

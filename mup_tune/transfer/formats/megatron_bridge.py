@@ -15,9 +15,8 @@ from mup_tune.files import read_json, validated
 from mup_tune.roles import EPS, HF_NAMES
 from mup_tune.settings import Settings
 from mup_tune.transfer.aim import Aimed
-from mup_tune.transfer.format import Format, config_json, made_from, to_json
+from mup_tune.transfer.format import Format, config_json, lost_in_schedule, made_from, to_json
 from mup_tune.transfer.groups import Group, match
-from mup_tune.transfer.schedules import lost_in_schedule, wsd
 
 DATA, CODE = "megatron_bridge.json", "megatron_overrides.py"
 SINCE = "0.6.0"  # the first release with pull request 4845
@@ -107,7 +106,7 @@ class MegatronBridge(Format):
         return SECTION.format(data=DATA, code=CODE, since=SINCE)
 
     def lost(self, aimed: Aimed) -> tuple[str, ...]:
-        found = list(lost_in_schedule(aimed.optimizer.schedule))
+        found = list(lost_in_schedule(aimed))
         if not aimed.settings.rope_base.is_integer():
             found.append(f"rope_base {aimed.settings.rope_base!r} is cut to a whole number")
         return tuple(found)
@@ -129,7 +128,7 @@ class MegatronBridge(Format):
 def _recipe(aimed: Aimed) -> dict[str, Any]:
     """Arguments of Megatron's optimizer and scheduler configs; iterations where the budget is known."""
     file, settings = aimed.optimizer, aimed.settings
-    (beta1, beta2), schedule = file.betas, wsd(file.schedule)
+    (beta1, beta2), steps = file.betas, aimed.steps
     optimizer = {
         "optimizer": "adam",
         "lr": settings.eta,
@@ -148,11 +147,11 @@ def _recipe(aimed: Aimed) -> dict[str, Any]:
         "end_weight_decay": settings.lam,
         "weight_decay_incr_style": "constant",
     }
-    if schedule:
+    if steps:
         scheduler |= {
-            "lr_warmup_iters": schedule.warmup,
-            "lr_decay_iters": schedule.total,
-            "lr_wsd_decay_iters": schedule.decay,
+            "lr_warmup_iters": steps.warmup,
+            "lr_decay_iters": steps.total,
+            "lr_wsd_decay_iters": steps.decay,
         }
     return {"optimizer": optimizer, "scheduler": scheduler}
 

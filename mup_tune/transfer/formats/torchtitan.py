@@ -8,8 +8,7 @@ from typing import Any
 from mup_tune.files import read_json, validated
 from mup_tune.settings import Settings
 from mup_tune.transfer.aim import Aimed
-from mup_tune.transfer.format import Format, config_json, first_matches, made_from, searched, to_json
-from mup_tune.transfer.schedules import lost_in_schedule, wsd
+from mup_tune.transfer.format import Format, config_json, first_matches, lost_in_schedule, made_from, searched, to_json
 
 DATA, CODE = "torchtitan.json", "torchtitan_groups.py"
 TEMPLATE = '''\
@@ -52,7 +51,7 @@ class TorchTitan(Format):
         return SECTION.format(data=DATA, code=CODE)
 
     def lost(self, aimed: Aimed) -> tuple[str, ...]:
-        return lost_in_schedule(aimed.optimizer.schedule)
+        return lost_in_schedule(aimed)
 
     def settings(self, folder: Path) -> Settings:
         return validated(Settings, read_json(folder / DATA)["settings"], folder / DATA, "settings")
@@ -82,6 +81,6 @@ def _groups(aimed: Aimed) -> list[dict[str, Any]]:
 
 def _schedule(aimed: Aimed) -> dict[str, Any]:
     """Arguments of ``LRSchedulersContainer.Config``."""
-    spec, steps = aimed.optimizer.schedule, wsd(aimed.optimizer.schedule)
+    spec, steps = aimed.optimizer.schedule, aimed.steps
     known = {"warmup_steps": steps.warmup, "total_steps": steps.total} if steps else {}
     return {**known, "decay_ratio": spec.decay_fraction, "decay_type": "linear", "min_lr_factor": spec.lr_decay_to}
