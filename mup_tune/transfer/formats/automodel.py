@@ -21,7 +21,7 @@ SECTION = """\
 Copy the three blocks into your recipe and set the folder's path. `lr_mult` and `wd_mult` are relative to the
 optimizer's own `lr` and `weight_decay`, and the first pattern that matches a name wins. The optimizer steps with the
 multipliers through AutoModel's `lr_scheduler` only, so keep that block. `from_config` draws an init that is none to
-train from: start from the step-0 checkpoint in this folder."""
+train from: start from a step-0 checkpoint, which `--init-seed` writes here."""
 
 
 class AutoModel(Format):

@@ -86,7 +86,7 @@ cfg.optimizer: the values under "optimizer" in {data}; cfg.scheduler: those unde
 
 * Use Megatron Bridge {since} or newer. Older ones nearly cancel `ssm_in_multiplier` (pull request 4845).
 * Leave `use_mup` off: it would scale again what is scaled here. The provider refuses it.
-* Megatron draws another init. Start from the step-0 checkpoint in this folder.
+* Megatron draws another init. Start from a step-0 checkpoint, which `--init-seed` writes.
 * `linear_fc1` holds gate and up, so they share lr and weight_decay; `linear_qkv` holds q, k and v, which share them
   anyway."""
 
