@@ -35,8 +35,8 @@ SECTION = """\
 
 **torchtitan has no Mamba-2 model of its own.** The patterns are over `transformers`' parameter names, whatever stands
 before them, so they fit its `transformers` backend or a port that keeps these names. That backend draws an init of its
-own: start from a step-0 checkpoint, which `--init-seed` writes. With pipeline parallelism a stage lacks some parameters, and
-torchtitan refuses a pattern that matches nothing there."""
+own: start from a step-0 checkpoint, which `--init-seed` writes. With pipeline parallelism a stage lacks some
+parameters, and torchtitan refuses a pattern that matches nothing there."""
 
 
 class TorchTitan(Format):
