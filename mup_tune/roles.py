@@ -122,6 +122,14 @@ class RoleTable:
                 names += [each.format(layer=layer) for layer in range(self.shape.n_layers) for each in per_layer]
         return names
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every concrete parameter, in the order of :meth:`parameters`."""
+        whole = {
+            name: (sum(row.shape[0] for row in slices), *slices[0].shape[1:])
+            for name, slices in self.by_parameter.items()
+        }
+        return {name: whole[_template(name)] for name in self.parameters()}
+
 
 @functools.lru_cache(maxsize=4096)
 def _template(parameter: str) -> str:

@@ -42,16 +42,19 @@ def sweep(
     loaded = load_plan(plan, scale, tuple(assign or ()))
     from mup_tune.cli.driving import driven
     from mup_tune.report.words import summary
+    from mup_tune.transfer.evidence import next_transfer
+    from mup_tune.transfer.resolve import resolve
 
     for finding in driven(loaded, run, executor, address, lanes):
         console.print(f"[bold]{finding.stage}[/] {finding.title}", highlight=False)
         for sentence in summary(finding):
             console.print(f"  {sentence}", highlight=False, markup=False)
     target = loaded.header.target or "falcon-h1-0.5b"
+    transfer = next_transfer(resolve(str(run)).evidence, f"mup-tune transfer {run} --target {target} --out DIR")
     console.print(
-        f"Tuned settings: {run.absolute() / 'settings' / 'incumbent.yaml'}. "
-        f"Next: `mup-tune report {run}`, `mup-tune transfer {run} --target {target} --out DIR`.",
+        f"Tuned settings: {run.absolute() / 'settings' / 'incumbent.yaml'}. Next: `mup-tune report {run}`, {transfer}.",
         highlight=False,
+        markup=False,
     )
 
 

@@ -11,13 +11,9 @@ from mup_tune.findings.confirmation import Confirmation, TokenGain
 from mup_tune.report import formats, words
 from mup_tune.report.parts import confirmation as said
 from mup_tune.run.tables import RunView
+from mup_tune.run.verdict import OUTCOMES, last_confirmation
 from mup_tune.stats.tokens import TokensSaved
 
-OUTCOMES = {
-    "better": "confirmed: the 95 % CI lies above 0",
-    "worse": "worse: the 95 % CI lies below 0",
-    "unclear": "not confirmed: the 95 % CI includes 0",
-}
 MEASURES = "This run measures; it claims no gain, which takes a confirmation on fresh seeds."
 
 
@@ -55,16 +51,10 @@ def _claim(comparison: Comparison, verdict: str, saved: TokensSaved | None) -> C
     return Claim(comparison, verdict, means[0], means[1], len(both), saved)
 
 
-def confirmation(run: RunView) -> Finding | None:
-    """The last one. Comparisons inside a tuning stage use the seeds that chose, and prove nothing."""
-    confirmed = (each for each in reversed(run.findings) if isinstance(each.result, Confirmation))
-    return next((each for each in confirmed if each.comparisons), None)
-
-
 def headline(run: RunView, claims: list[Claim]) -> words.Headline:
     """The gain named is the one over the hardest reference."""
     if claims:
-        return _claimed(claims, _tokens(confirmation(run)))
+        return _claimed(claims, _tokens(last_confirmation(run.findings)))
     concluded, wanted = len(run.findings), len(run.plan.stages)
     if not concluded and run.live:
         return words.Headline("Still in progress: no stage has concluded yet", "This page shows what was run so far.")

@@ -22,6 +22,7 @@ from mup_tune.report.figures.curves import Curve, learning_curves
 from mup_tune.report.figures.schedule import schedule_figure
 from mup_tune.report.html import rendered
 from mup_tune.run.tables import RunView
+from mup_tune.run.verdict import last_confirmation
 from mup_tune.settings import GLOBAL_AXES, Settings
 
 KINDS = {"forward": "forward", "lr": "LR", "wd": "WD", "global": "global"}
@@ -72,7 +73,7 @@ class Change:
 
 def render(run: RunView) -> str:
     """The page as HTML text."""
-    confirmation = claimed.confirmation(run)
+    confirmation = last_confirmation(run.findings)
     claims = claimed.claims_of(confirmation) if confirmation else []
     title, subtitle = claimed.headline(run, claims)
     losses, gaps, curve_seeds = facts.curves(run)

@@ -17,6 +17,7 @@ from mup_tune.multipliers import COMPLETEP, FORWARD
 from mup_tune.roles import Distribution, Role, RoleTable
 from mup_tune.settings import PositiveFloat, Settings
 from mup_tune.shape import Positive
+from mup_tune.transfer.provenance import Provenance, Rule
 from mup_tune.trial import Budget
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -140,21 +141,27 @@ class ScheduleSpec(FrozenModel):
             origin="the run's; batch_tokens and total_tokens are the proxy's, give load_transfer the target's own",
         )
 
-    def at_batch(self, batch_tokens: int) -> ScheduleSpec:
-        """The same for a target whose lr was scaled to ``batch_tokens``; how long it trains is not known."""
+    def aimed(self, batch_tokens: int | None, total_tokens: int | None) -> ScheduleSpec:
+        """The same at the target's own budget, as far as it is known; lr was scaled to ``batch_tokens``."""
+        if batch_tokens is None and total_tokens is None:
+            return self
+        budget = {"batch_tokens": batch_tokens or self.batch_tokens, "total_tokens": total_tokens}
+        missing = " and ".join(name for name, value in budget.items() if value is None)
+        said = f"{self.origin.partition(';')[0]}; its budget is the target's"
         update: dict[str, object] = {
-            "batch_tokens": batch_tokens,
-            "total_tokens": None,
-            "lr_tuned_at_batch_tokens": self.batch_tokens,
-            "origin": "the run's; batch_tokens are the target's, give load_transfer its total_tokens",
+            **budget,
+            "lr_tuned_at_batch_tokens": self.batch_tokens if batch_tokens else None,
+            "origin": f"{said}, give load_transfer its {missing}" if missing else said,
         }
         return self.model_copy(update=update)
 
 
 class OptimizerFile(FrozenModel):
-    """All of ``optimizer.yaml``."""
+    """All of ``optimizer.yaml``. ``provenance`` and ``rules`` say what it was made from, and how."""
 
     format: Literal[1] = 1
+    provenance: Provenance | None = None
+    rules: tuple[Rule, ...] = ()
     parametrisation: str
     update: str = UPDATE
     betas: tuple[Beta, Beta]

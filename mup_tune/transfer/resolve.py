@@ -1,45 +1,58 @@
-"""What is transferred: Settings, the budget and proxy they come from, and what to warn of at a target."""
+"""What is transferred: Settings, the budget and proxy they come from, and what their run says of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from mup_tune.errors import UserError
+from mup_tune.errors import UserError, unknown
 from mup_tune.run.folder import RunFolder
-from mup_tune.schedule import batch_lr_factor
+from mup_tune.run.journal import Journal
+from mup_tune.run.tables import slug
+from mup_tune.run.verdict import last_confirmation
 from mup_tune.settings import Settings, load_settings
 from mup_tune.shape import Shape
+from mup_tune.transfer.evidence import BEST, INCUMBENT, evidence_of, lowest_loss
+from mup_tune.transfer.provenance import Evidence, RunFacts
 from mup_tune.trial import Budget
-
-INCUMBENT = "incumbent.yaml"
-WIDTHS = ("d_model", "d_attn", "head_dim", "d_ssm", "d_state", "d_ff")
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Settings and where they come from. ``budget`` and ``proxy`` are None where they come without a run.
+    """Settings and where they come from. All but the first two are None where they come without a run.
 
-    ``origin`` names the place in words. ``batch_tokens`` is the target's batch where η was scaled to it, see
-    :func:`at_batch`.
+    ``origin`` names the place in words. ``validated`` is the largest d_model that a trial of the run had.
     """
 
     settings: Settings
     origin: str
     budget: Budget | None = None
     proxy: Shape | None = None
-    batch_tokens: int | None = None
+    run: RunFacts | None = None
+    evidence: Evidence | None = None
+    validated: int | None = None
 
 
-def resolve(source: str) -> Tuned:
-    """A run folder's incumbent, named Settings, or those of a YAML file.
+def resolve(source: str, chosen: str | None = None) -> Tuned:
+    """Settings of a run folder, named ones, or those of a YAML file.
+
+    Args:
+        source: a run folder, ``falcon-h1-published``, or a file.
+        chosen: of a run: ``incumbent`` (the default), ``best`` for the lowest mean loss on the confirmation's
+            fresh seeds, a stage, or a named reference.
 
     Raises:
         UserError: nothing of that name, a folder that is no run, or a run that has no incumbent yet.
     """
     folder = Path(source)
     if folder.is_dir():
-        return _from_run(folder)
+        return _from_run(folder, chosen)
+    if chosen is not None:
+        raise UserError(
+            f"{chosen!r} names settings of a run, and {source!r} is no run folder",
+            field="--from",
+            fix="Leave it out, or give a run folder",
+        )
     if source == "untuned":
         raise UserError(
             "'untuned' is relative to a proxy, so there is nothing to transfer",
@@ -52,59 +65,57 @@ def resolve(source: str) -> Tuned:
     return Tuned(settings, f"the settings {source!r}")
 
 
-def at_batch(tuned: Tuned, batch_tokens: int) -> Tuned:
-    """``tuned`` with η·√(b/b_ref) for a target with batches of ``batch_tokens``; λ stays (arXiv 2507.22448).
-
-    Raises:
-        UserError: settings without a run, so that b_ref is not known.
-    """
-    if tuned.budget is None:
-        raise UserError(
-            f"{tuned.origin} come without a run, so the batch their learning rate belongs to is not known",
-            field="--batch-tokens",
-            fix="Leave it out and set `lr` for your batch yourself",
-        )
-    if batch_tokens < 1:
-        raise UserError(f"{batch_tokens} is not allowed: a batch has at least one token", field="--batch-tokens")
-    # η = ELR/EWD and λ = ELR·EWD: opposite factors move η alone.
-    factor = batch_lr_factor(batch_tokens, tuned.budget.batch_tokens) ** 0.5
-    settings = tuned.settings.scaled({"elr": factor, "ewd": 1 / factor})
-    return replace(tuned, settings=settings, batch_tokens=batch_tokens)
-
-
-def warnings(tuned: Tuned, target: Shape) -> list[str]:
-    """Sentences on what a user must not overlook at this target."""
-    found: list[str] = []
-    base = tuned.settings.base
-    if all(getattr(base, size) == getattr(target, size) for size in WIDTHS):
-        found.append(
-            "base equal to target: the target has the widths these settings are relative to, so every width factor "
-            "is 1 and NO WIDTH SCALING TOOK PLACE"
-        )
-    if base.n_layers != target.n_layers and tuned.settings.depth_rule == "none":
-        found.append(
-            f"depth {base.n_layers} → {target.n_layers}: Falcon-H1 has no depth rule, nothing was scaled with depth"
-        )
-    if tuned.proxy and tuned.proxy.vocab_size != target.vocab_size:
-        found.append(
-            f"vocabulary {tuned.proxy.vocab_size} at the proxy, {target.vocab_size} at the target: the learning "
-            "rates of embedding and lm_head and their multipliers were tuned at the proxy's; re-check them first"
-        )
-    return found
-
-
-def _from_run(folder: Path) -> Tuned:
+def _from_run(folder: Path, chosen: str | None) -> Tuned:
     run = RunFolder.open(folder)
-    incumbent = run.settings / INCUMBENT
-    if not incumbent.is_file():
+    journal = Journal(run, writable=False)
+    known = _settings_of(journal)
+    if not known:
         raise UserError(
             "this run has no incumbent yet: its first stage has not ended",
             file=folder,
             fix="Let the sweep go on, or transfer named settings",
         )
+    what = slug(chosen or INCUMBENT)
+    if what == BEST:
+        best = lowest_loss(journal.findings())
+        confirmed = last_confirmation(journal.findings())
+        known[BEST] = confirmed.before if confirmed and best == INCUMBENT else known[slug(best)]
+        what, said = BEST, f"{_named(best)}, which had the lowest mean loss on the confirmation's fresh seeds,"
+    else:
+        said = _named(what)
+    if what not in known:
+        raise UserError(unknown("settings", what, [*known, BEST]), file=folder, field="--from")
+    name, record = folder.resolve().name, run.record
     return Tuned(
-        settings=load_settings(str(incumbent), None),
-        origin=f"the incumbent of the run {folder.resolve().name!r} (plan {run.plan.name!r})",
+        settings=known[what],
+        origin=f"{said} of the run {name!r} (plan {run.plan.name!r})",
         budget=run.plan.budget,
         proxy=run.plan.proxy,
+        run=RunFacts(
+            name=name,
+            plan=run.plan.name,
+            plan_hash=record.plan_hash,
+            corpus=record.corpus.name,
+            corpus_hash=record.corpus.hash,
+            mup_tune=record.version,
+        ),
+        evidence=evidence_of(journal, known[INCUMBENT], len(run.plan.stages)),
+        validated=max((row.trial.shape.d_model for row in journal.rows.values()), default=None),
     )
+
+
+def _named(what: str) -> str:
+    return "the incumbent" if what == INCUMBENT else repr(what)
+
+
+def _settings_of(journal: Journal) -> dict[str, Settings]:
+    """What a run can hand on, by the names of its files in ``settings/``; nothing before a stage ends."""
+    known: dict[str, Settings] = {}
+    for stage in journal.stages():
+        concluded = journal.conclusion(stage)
+        if concluded:
+            finding, state = concluded
+            known |= {slug(name): settings for name, settings in state.references.items()}
+            known[slug(stage)] = finding.after
+            known[INCUMBENT] = state.incumbent
+    return known

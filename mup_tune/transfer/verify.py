@@ -26,10 +26,7 @@ def verify(folder: Path, config: dict[str, Any], table: RoleTable, optimizer: Op
     Raises:
         UserError: a parameter without exactly one pattern, another shape, parameter count or config value.
     """
-    own = {
-        name: (sum(role.shape[0] for role in table.of(name)), *table.of(name)[0].shape[1:])
-        for name in table.parameters()
-    }
+    own = table.shapes()
     match(optimizer.groups, own)
     if importlib.util.find_spec("transformers") is None:
         return SKIPPED

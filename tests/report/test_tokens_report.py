@@ -19,11 +19,11 @@ from synthetic_run import (
 from mup_tune import stats
 from mup_tune.findings.confirmation import TokenGain
 from mup_tune.report.claims import claims_of, headline
-from mup_tune.report.claims import confirmation as last_confirmation
 from mup_tune.report.figures.tokens import seeds_levelled, token_curve
 from mup_tune.report.page import render
 from mup_tune.report.words import section
 from mup_tune.run.tables import RunView, load_run
+from mup_tune.run.verdict import last_confirmation
 from mup_tune.settings import untuned
 from mup_tune.stats import Interval
 
@@ -37,7 +37,7 @@ def run_with(folder: Path, tokens: TokenGain, comparisons=COMPARISONS) -> RunVie
 
 
 def titled(run: RunView) -> tuple[str, str]:
-    found = last_confirmation(run)
+    found = last_confirmation(run.findings)
     return headline(run, claims_of(found))
 
 

@@ -3,13 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from exporting import BETTER, export_hf, make_run
 
-from mup_tune.files import dump_yaml, write_atomic
 from mup_tune.multipliers import Base
-from mup_tune.run.description import PlanRecord
 from mup_tune.settings import Settings, falcon_h1_published, untuned
 from mup_tune.shape import Shape, load_shape
-from mup_tune.transfer.hf import export_hf
 from mup_tune.transfer.resolve import Tuned
 from mup_tune.trial import Budget
 
@@ -78,15 +76,9 @@ def export(source: Tuned, target: Shape, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def run_folder(tmp_path: Path, tuned: Settings, budget: Budget, proxy: Shape) -> Path:
-    """The files of a run that a transfer reads."""
-    folder = tmp_path / "runs" / "first"
-    (folder / "settings").mkdir(parents=True)
-    start, stages = untuned(proxy), ({"kind": "elr_ewd"},)
-    plan = PlanRecord(name="quickstart", seeds=(0, 1), budget=budget, proxy=proxy, start=start, stages=stages)
-    write_atomic(folder / "plan.yaml", dump_yaml(plan.model_dump(mode="json")))
-    write_atomic(folder / "run.json", "{}")
-    write_atomic(folder / "settings" / "incumbent.yaml", tuned.to_yaml())
-    return folder
+    """A run that confirmed its incumbent."""
+    (tmp_path / "runs").mkdir()
+    return make_run(tmp_path / "runs" / "first", tuned, budget, proxy, BETTER)
 
 
 @pytest.fixture(scope="session")

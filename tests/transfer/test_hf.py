@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import transformers
+from exporting import export_hf
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -19,11 +20,10 @@ from mup_tune.files import read_yaml
 from mup_tune.roles import RoleTable, role_table
 from mup_tune.settings import Settings, load_settings
 from mup_tune.shape import Shape, load_shape
-from mup_tune.transfer import hf
+from mup_tune.transfer import aim
 from mup_tune.transfer.groups import OptimizerFile, optimizer_file
-from mup_tune.transfer.hf import export_hf
 from mup_tune.transfer.load import load_transfer
-from mup_tune.transfer.resolve import Tuned, at_batch
+from mup_tune.transfer.resolve import Tuned
 from mup_tune.trial import Budget
 
 FILES = {"README.md", "config.json", "optimizer.yaml", "role_table.csv", "settings.yaml", "shape.yaml"}
@@ -57,7 +57,7 @@ def test_published_settings_give_the_released_configs(name: str, published: Tune
     for key, value in expected.items():
         assert config[key] == pytest.approx(value, rel=1e-12), key
     # The export's own verification has already built the model on the meta device and counted.
-    assert export.verification.startswith(f"verified with transformers {transformers.__version__}")
+    assert export.verification["hf"].startswith(f"verified with transformers {transformers.__version__}")
     assert export.parameters == load_shape(name).parameters()
     assert export.parameters / 1e9 == pytest.approx(billions, rel=1e-3)
 
@@ -119,7 +119,7 @@ def test_a_missing_pattern_fails_the_export_and_leaves_nothing(
         file = optimizer_file(table, budget)
         return file.model_copy(update={"groups": tuple(g for g in file.groups if "dt_bias" not in g.pattern)})
 
-    monkeypatch.setattr(hf, "optimizer_file", sabotaged)
+    monkeypatch.setattr(aim, "optimizer_file", sabotaged)
     with pytest.raises(UserError, match=r"dt_bias' is matched by no pattern"):
         export_hf(source, target, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -143,8 +143,8 @@ def test_transformers_own_word_counts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = hf.hf_config_kwargs
-    monkeypatch.setattr(hf, "hf_config_kwargs", lambda table: {**original(table), **changes})
+    original = aim.hf_config_kwargs
+    monkeypatch.setattr(aim, "hf_config_kwargs", lambda table: {**original(table), **changes})
     with pytest.raises(UserError, match=match):
         export_hf(source, target, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -158,7 +158,7 @@ def test_without_transformers_the_skip_is_said(
         importlib.util, "find_spec", lambda name, *rest: None if name == "transformers" else real(name, *rest)
     )
     export = export_hf(source, target, tmp_path / "out")
-    assert "SKIPPED" in export.verification
+    assert "SKIPPED" in export.verification["hf"]
     assert "SKIPPED" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -193,8 +193,8 @@ def test_completep_is_in_the_config_the_groups_and_the_words(source: Tuned, targ
 
 
 def test_a_scaled_batch_is_the_same_in_every_file_and_said(source: Tuned, target: Shape, tmp_path: Path) -> None:
-    for name, each in (("plain", source), ("scaled", at_batch(source, 512))):
-        export_hf(each, target, tmp_path / name)
+    for name, batch in (("plain", None), ("scaled", 512)):
+        export_hf(source, target, tmp_path / name, batch_tokens=batch)
     files = [
         OptimizerFile.model_validate(read_yaml(tmp_path / each / "optimizer.yaml")) for each in ("plain", "scaled")
     ]
@@ -243,13 +243,17 @@ def test_the_command_prints_warnings_or_json(run_folder: Path, target: Shape, tm
     arguments = ["transfer", str(run_folder), "--target", str(shape), "--out"]
     spoken = CliRunner().invoke(app, [*arguments, str(tmp_path / "one")])
     assert spoken.exit_code == 0, spoken.output
-    assert "warning: vocabulary 264 at the proxy, 512 at the target" in spoken.output
+    assert "warning: extrapolation in vocabulary 264 at the proxy, 512 at the target" in spoken.output
+    assert "confirmed: the 95 % CI lies above 0; gain over ELR-tuned untuned +20.0 mnat/token" in spoken.output
+    assert "width.lm_head" in spoken.output
     assert "verified with transformers" in spoken.output
     quiet = CliRunner().invoke(app, [*arguments, str(tmp_path / "two"), "--json"])
     facts = json.loads(quiet.stdout)
     assert set(facts["files"]) == FILES == set(os.listdir(facts["out"]))
     assert facts["parameters"] == target.parameters()
-    assert len(facts["warnings"]) == 1
+    assert len(facts["warnings"]) == 2  # vocabulary, and a length that is not given
+    assert (facts["evidence"]["verdict"], facts["evidence"]["gain"]["low"]) == ("better", 0.01)
+    assert {rule["name"] for rule in facts["rules"]} >= {"width.key", "init.d_ff", "depth.none", "horizon.falcon"}
     scaled = CliRunner().invoke(app, [*arguments, str(tmp_path / "three"), "--batch-tokens", "2048"])
     assert scaled.exit_code == 0, scaled.output
     assert "√(b/b_ref) = 4 " in (tmp_path / "three" / "README.md").read_text()

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mup_tune.errors import UserError
+from mup_tune.run.folder import RunFolder
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
-from mup_tune.transfer.resolve import Tuned, at_batch, resolve, warnings
+from mup_tune.transfer.aim import warnings
+from mup_tune.transfer.resolve import Tuned, resolve
 from mup_tune.trial import Budget
 
 
@@ -22,10 +25,11 @@ def test_a_run_gives_its_incumbent_budget_and_proxy(
     assert "quickstart" in source.origin
 
 
-def test_a_run_without_incumbent_says_so(run_folder: Path) -> None:
-    (run_folder / "settings" / "incumbent.yaml").unlink()
+def test_a_run_without_incumbent_says_so(tmp_path: Path) -> None:
+    with RunFolder.create_or_resume(tmp_path / "new", {"name": "x"}, "hash", {"hash": "c0ffee"}):
+        pass
     with pytest.raises(UserError, match="no incumbent yet"):
-        resolve(str(run_folder))
+        resolve(str(tmp_path / "new"))
 
 
 def test_what_is_neither_run_nor_settings(tmp_path: Path) -> None:
@@ -51,35 +55,39 @@ def test_a_settings_file_has_no_budget(tmp_path: Path, tuned: Settings) -> None:
 
 
 def test_base_equal_to_target_is_loud(same_widths: Tuned, target: Shape) -> None:
-    assert "NO WIDTH SCALING" in " ".join(warnings(same_widths, target))
+    assert "NO WIDTH SCALING" in " ".join(warnings(same_widths, target, "none"))
     wider = target.model_copy(update={"d_ff": 256})
-    assert "NO WIDTH SCALING" not in " ".join(warnings(same_widths, wider))
+    assert "NO WIDTH SCALING" not in " ".join(warnings(same_widths, wider, "none"))
     deeper = target.model_copy(update={"n_layers": 5})
-    assert len(warnings(same_widths, deeper)) == 2  # depth is no width: still loud, and the depth is named
+    found = warnings(same_widths, deeper, "none")
+    assert len(found) == 2  # depth is no width: still loud, and the depth is named
 
 
-def test_a_depth_rule_silences_the_depth_warning(source: Tuned, target: Shape) -> None:
+def test_depth_is_that_of_the_proxy_not_of_the_base(source: Tuned, target: Shape, published: Tuned) -> None:
     deeper = target.model_copy(update={"n_layers": 7})
-    assert any("depth 2 → 7" in each for each in warnings(source, deeper))
-    deep = Tuned(source.settings.model_copy(update={"depth_rule": "completep"}), "a test")
-    assert not any("depth" in each for each in warnings(deep, deeper))
+    assert any("depth 2 → 7: Falcon-H1 has no depth rule" in each for each in warnings(source, deeper, "none"))
+    assert any("depth 2 → 7: completep" in each for each in warnings(source, deeper, "completep"))
+    # A sweep that starts from the published settings keeps their base of 66 layers, and trains 2.
+    on_published = replace(source, settings=published.settings)
+    assert not any("depth" in each for each in warnings(on_published, target, "none"))
+    assert any("depth 66 → 7" in each for each in warnings(published, deeper, "none"))
 
 
-def test_another_batch_moves_eta_by_the_square_root_and_nothing_else(source: Tuned) -> None:
-    scaled = at_batch(source, 128 * 9)
-    before, after = source.settings, scaled.settings
-    assert after.eta == pytest.approx(3 * before.eta, rel=1e-12)
-    assert after.lam == pytest.approx(before.lam, rel=1e-12)
-    assert after.multipliers == before.multipliers
-    assert (scaled.batch_tokens, scaled.budget) == (1152, source.budget)
-    with pytest.raises(UserError, match="--batch-tokens"):
-        at_batch(source, 0)
-    with pytest.raises(UserError, match=r"--batch-tokens.*without a run"):
-        at_batch(Tuned(before, "the settings 'mine.yaml'"), 128)
+def test_what_nobody_measured_is_called_extrapolation(source: Tuned, target: Shape) -> None:
+    measured = replace(source, validated=target.d_model)
+    assert not any("in width" in each for each in warnings(measured, target, "none"))
+    wider = target.model_copy(update={"d_model": 128})
+    assert any("extrapolation in width" in each for each in warnings(measured, wider, "none"))
+    longer = warnings(source, target, "none", batch_tokens=256, tokens=25_600)
+    assert any("extrapolation in batch: 128 → 256" in each for each in longer)
+    assert any("extrapolation in horizon: 12,800 → 25,600" in each for each in longer)
+    narrow = target.model_copy(update={"d_model": 16})
+    assert any("narrower than the proxy, d_model 32 → 16" in each for each in warnings(source, narrow, "none"))
 
 
 def test_vocabularies_are_compared_where_the_proxy_is_known(source: Tuned, target: Shape, proxy: Shape) -> None:
-    assert any("264" in each and "512" in each for each in warnings(source, target))
-    assert not any("vocab" in each for each in warnings(source, target.model_copy(update={"vocab_size": 264})))
+    assert any("264" in each and "512" in each for each in warnings(source, target, "none"))
+    same = target.model_copy(update={"vocab_size": 264})
+    assert not any("vocab" in each for each in warnings(source, same, "none"))
     without_run = Tuned(source.settings, "a file")
-    assert not any("vocab" in each for each in warnings(without_run, target))
+    assert not any("vocab" in each for each in warnings(without_run, target, "none"))

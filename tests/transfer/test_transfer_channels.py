@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exporting import export_hf
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -17,7 +18,6 @@ from mup_tune.roles import role_table
 from mup_tune.settings import Settings, falcon_h1_published
 from mup_tune.shape import Shape, load_shape
 from mup_tune.transfer.channels import resplit
-from mup_tune.transfer.hf import export_hf
 from mup_tune.transfer.resolve import Tuned
 
 PROXY = load_shape("cpu-channels")
@@ -48,7 +48,7 @@ def write_findings(run_folder: Path, settings: Settings, *stages: list[ShapePoin
         Finding(stage=f"{n}-stage", kind="channels", title="", before=settings, after=settings, result=result)
         for n, result in enumerate(results)
     ]
-    (run_folder / "tables").mkdir()
+    (run_folder / "tables").mkdir(exist_ok=True)
     learned = {"stages": [], "findings": [each.model_dump(mode="json") for each in findings], "state": None}
     (run_folder / "tables" / "findings.json").write_text(json.dumps(learned))
 
@@ -109,7 +109,7 @@ def test_transformers_builds_the_target_at_the_new_channels(name: str, tmp_path:
     forward = role_table(shape, falcon_h1_published()).forward
     assert config["ssm_out_multiplier"] == forward["ssm_out"] == pytest.approx(2**8.5 / shape.d_ssm)
     assert export.target == f"{name}-2:1:5"
-    assert export.verification.startswith("verified with transformers")
+    assert export.verification["hf"].startswith("verified with transformers")
     assert "SSM:attention:MLP 2:1:5 (as asked)" in export.note
     assert export.note in (tmp_path / "out" / "README.md").read_text()
 
