@@ -18,7 +18,7 @@ SLOW := $(addprefix tests/, benchmarks checks cli engine model/kernels train \
 	report/test_report_page.py report/test_report_shapes.py run/test_crash.py search/test_forecast.py \
 	search/test_loop.py search/test_plan_data.py search/test_sampling.py search/stages/test_basin.py \
 	search/stages/test_elr_ewd.py search/stages/test_joint.py search/stages/test_micro.py search/stages/test_surface.py \
-	test_response_surface.py test_stats.py test_stats_landscapes.py transfer/test_load.py)
+	test_response_surface.py test_stats.py test_stats_landscapes.py transfer/test_load.py transfer/test_loops.py)
 
 .PHONY: setup check test lint demo clean
 
