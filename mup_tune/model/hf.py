@@ -192,7 +192,7 @@ def hf_config(table: RoleTable) -> dict[str, Any]:
 
 
 def config_difference(wanted: Mapping[str, Any], config: object) -> tuple[str, Any, Any] | None:
-    """The first field that makes ``config`` another function than ``wanted``: its name, the value, the wanted one.
+    """The first field that makes ``config`` another function than ``wanted``: name, value, wanted value.
 
     Args:
         wanted: the content of a ``config.json`` of ours.
@@ -219,4 +219,7 @@ def _function_fields(read: Callable[[str], Any], fields: Mapping[str, Any]) -> d
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value
+    """Lists for tuples, and numbers for what transformers 5 makes of them in JSON, {"__float__": "Infinity"}."""
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return float(value["__float__"]) if isinstance(value, dict) and "__float__" in value else value
