@@ -219,7 +219,7 @@ def _function_fields(read: Callable[[str], Any], fields: Mapping[str, Any]) -> d
 
 
 def _plain(value: Any) -> Any:
-    """Lists for tuples, and numbers for what transformers 5 makes of them in JSON, {"__float__": "Infinity"}."""
+    """Lists for tuples, and numbers for what transformers 5 writes for inf: ``{"__float__": "Infinity"}``."""
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return float(value["__float__"]) if isinstance(value, dict) and "__float__" in value else value
