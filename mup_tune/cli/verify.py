@@ -33,10 +33,10 @@ def verify(
     """Compare any PyTorch model with the export that it claims to implement, multiplier by multiplier.
 
     A dropped or doubled multiplier trains without complaint, and no tuned value means anything then. So your
-    factory is asked for a narrow model of the target's kind, in which all 14 multipliers of config.json differ
-    from 1 and from each other. It gets the same random weights as our own float32 model. Logits are compared,
-    and the gradients of every kind of parameter. Where logits differ, our own model is tried with multipliers
-    missing or doubled, one at a time and then two. What gives your logits is named.
+    factory is asked for a narrow model of the target's kind, in which all 14 multipliers of config.json
+    differ from 1 and from each other. It gets the same random weights as our own float32 model. Logits are
+    compared, and the gradients of every kind of parameter. Where logits differ, our own model is tried with
+    multipliers missing or doubled, one at a time and then two. What gives your logits is named.
 
     **The factory** takes one argument, the parsed config.json as a dict, and builds all sizes and multipliers
     from it: `FalconH1Config`'s fields. It returns a `torch.nn.Module`
