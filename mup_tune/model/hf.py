@@ -208,14 +208,21 @@ def config_difference(wanted: Mapping[str, Any], config: object) -> tuple[str, A
 
 def _function_fields(read: Callable[[str], Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """What ``fields`` hold in one config, in one spelling whatever the version that wrote it."""
-    rope = read("rope_parameters") or {"rope_theta": read("rope_theta"), **(read("rope_scaling") or {})}
+    # Where transformers 5 and 4 look for RoPE. A config may have both, and each version reads its own.
+    ropes = [read("rope_parameters") or {}, {"rope_theta": read("rope_theta"), **(read("rope_scaling") or {})}]
     limits = read("time_step_limit") or (0.0, inf)  # transformers' default, which config.json leaves to it
     return {
         **{key: _plain(read(key)) for key in fields if key not in NO_FUNCTION and not key.startswith("rope_")},
-        "rope_theta": rope.get("rope_theta"),
-        "rope_type": rope.get("rope_type", "default"),
+        "rope_theta": _agreed([rope.get("rope_theta") for rope in ropes]),
+        "rope_type": _agreed([rope.get("rope_type", rope.get("type")) for rope in ropes]) or "default",
         "time_step_limit": _plain(limits),
     }
+
+
+def _agreed(values: list[Any]) -> Any:
+    """What all that are given say; all of them where they do not agree."""
+    given = list(dict.fromkeys(value for value in values if value is not None))
+    return given if len(given) > 1 else next(iter(given), None)
 
 
 def _plain(value: Any) -> Any:

@@ -100,7 +100,7 @@ def refill_buffers_(model: nn.Module, exported: Mapping[str, Any], in_proj_rows:
     vector = multipliers.repeat_interleave(torch.tensor(in_proj_rows))
     frequencies = rope_inverse_frequencies(exported["rope_theta"], exported["head_dim"])
     values = {"mup_vector": vector, "inv_freq": frequencies, "original_inv_freq": frequencies}
-    for name, buffer in model.named_buffers():
+    for name, buffer in model.named_buffers(remove_duplicate=False):
         value = values.get(name.rpartition(".")[2])
         if value is not None:
             buffer.copy_(value.view(buffer.shape))

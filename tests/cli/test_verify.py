@@ -27,7 +27,7 @@ def backward(config):
     return model
 
 def other_rope(config):
-    return right({**config, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}})
+    return right({**config, "rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}})
 
 def broken(config):
     import no_such_dependency

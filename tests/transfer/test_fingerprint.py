@@ -105,7 +105,7 @@ def test_two_faults_at_once_are_both_named_and_other_faults_are_not_blamed_on_mu
         double_ssm_in(model)
 
     assert sabotaged(export, two).faults == (Fault("lm_head", "missing"), Fault("ssm_in", "doubled"))
-    config = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    config = {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
     found = fingerprint(export, lambda exported: build({**exported, **config}))
     assert (found.passed, found.faults) == (False, ())
     assert found.logits_error > 10 * TOLERANCE

@@ -43,10 +43,10 @@ def test_meta_device_then_to_empty_is_the_model_built_on_the_cpu(export: Path, t
         for tensor in (*empty.parameters(), *empty.buffers()):
             tensor.fill_(float("nan"))
     transfer.init_weights_(empty, seed=1)
-    for ours, theirs in ((empty.named_parameters, model.named_parameters), (empty.named_buffers, model.named_buffers)):
-        expected = dict(theirs())
+    for kind in ("named_parameters", "named_buffers"):
+        expected = dict(getattr(model, kind)(remove_duplicate=False))  # transformers 4 shares a buffer among layers
         assert expected
-        for name, tensor in ours():
+        for name, tensor in getattr(empty, kind)():
             assert torch.equal(tensor, expected[name]), name
     ids = fsdp_rank.token_ids()
     assert torch.equal(fsdp_rank.loss_of(empty, ids), fsdp_rank.loss_of(model, ids))
@@ -121,7 +121,7 @@ def test_every_field_that_changes_the_function_is_compared(export: Path, transfe
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
-        ("rope_parameters", {"rope_type": "default", "rope_theta": 1e4}, "rope_theta: the model has 10000.0"),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 1e4}, "rope_theta: the model has"),
         ("rope_parameters", {"rope_type": "linear", "rope_theta": 1e11, "factor": 2.0}, "rope_type"),
         ("time_step_limit", (0.001, 0.1), "time_step_limit"),
     ],
@@ -129,8 +129,8 @@ def test_every_field_that_changes_the_function_is_compared(export: Path, transfe
 def test_rope_and_what_the_export_leaves_to_defaults(
     transfer: Transfer, shell: Any, monkeypatch: pytest.MonkeyPatch, field: str, value: Any, named: str
 ) -> None:
-    assert shell.config.time_step_limit == (0.0, inf)
-    monkeypatch.setattr(shell.config, field, value)
+    assert getattr(shell.config, "time_step_limit", (0.0, inf)) == (0.0, inf)
+    monkeypatch.setattr(shell.config, field, value, raising=False)
     with pytest.raises(UserError, match=named):
         transfer.param_groups(shell)
 
