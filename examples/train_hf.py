@@ -65,7 +65,8 @@ def train(args: argparse.Namespace) -> Iterator[tuple[int, float]]:
     transfer.init_weights_(model, args.seed)
     optimizer = torch.optim.AdamW(transfer.param_groups(model))
     state = args.out / STATE if args.out else None
-    first = resumed(state, model, optimizer) if state else 0
+    sizes = {name: getattr(args, name) for name in ("rows", "seq_len", "tokens", "data_seed")}
+    first = resumed(state, model, optimizer, sizes) if state else 0
     steps = transfer.schedule.steps
     last = min(steps, args.stop_at or steps)
 
@@ -76,7 +77,7 @@ def train(args: argparse.Namespace) -> Iterator[tuple[int, float]]:
         transfer.apply_schedule_(optimizer, step)
         optimizer.step()
         if state and ((step + 1) % args.save_every == 0 or step + 1 == last):
-            save(state, step + 1, model, optimizer)
+            save(state, step + 1, model, optimizer, sizes)
         yield step, float(loss)
     if args.out and last == steps:
         model.save_pretrained(args.out / MODEL)
@@ -96,19 +97,24 @@ def backward(model: torch.nn.Module, batch: Batch, rows_at_once: int, device: st
     return total
 
 
-def save(state: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save(
+    state: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, sizes: dict[str, int]
+) -> None:
     """Write beside and rename, so that an interruption never leaves half a checkpoint."""
     state.parent.mkdir(parents=True, exist_ok=True)
     beside = state.with_suffix(".new")
-    torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, beside)
+    content = {"step": step, "sizes": sizes, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(content, beside)
     beside.replace(state)
 
 
-def resumed(state: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """The first step to take: 0, or where the checkpoint left off. Rows are a pure function of the step."""
+def resumed(state: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, sizes: dict[str, int]) -> int:
+    """The first step to take: 0, or where the checkpoint left off. Step and sizes fix the rows that follow."""
     if not state.is_file():
         return 0
     loaded: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
+    if loaded["sizes"] != sizes:
+        raise UserError(f"was trained with {loaded['sizes']}, not with {sizes}", file=state, fix="Name another --out")
     model.load_state_dict(loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
     return int(loaded["step"])

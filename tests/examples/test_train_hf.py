@@ -123,6 +123,8 @@ def test_it_resumes_where_it_left_off_and_leaves_a_model(
     assert not (tmp_path / "model").exists()
     assert first + losses(script, export, corpus, *kept, steps=6) == straight
     assert losses(script, export, corpus, *kept, steps=6) == []
+    with pytest.raises(UserError, match=r"state\.pt: was trained with .*Name another --out"):
+        losses(script, export, corpus, *kept, steps=7)
     model = transformers.FalconH1ForCausalLM.from_pretrained(tmp_path / "model")
     state = torch.load(tmp_path / "state.pt")
     assert state["step"] == 6
