@@ -109,7 +109,7 @@ def save(
 
 
 def resumed(state: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, sizes: dict[str, int]) -> int:
-    """The first step to take: 0, or where the checkpoint left off. Step and sizes fix the rows that follow."""
+    """The first step to take: 0, or where the checkpoint left off. Step and sizes fix the rows."""
     if not state.is_file():
         return 0
     loaded: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)

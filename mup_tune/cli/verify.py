@@ -36,7 +36,8 @@ def verify(
     factory is asked for a narrow model of the target's kind, in which all 14 multipliers of config.json
     differ from 1 and from each other. It gets the same random weights as our own float32 model. Logits are
     compared, and the gradients of every kind of parameter. Where logits differ, our own model is tried with
-    multipliers missing or doubled, one at a time and then two. What gives your logits is named.
+    multipliers missing or doubled: one at a time, all of a field, all 14, and two. What gives your logits is
+    named.
 
     **The factory** takes one argument, the parsed config.json as a dict, and builds all sizes and multipliers
     from it: `FalconH1Config`'s fields. It returns a `torch.nn.Module`
@@ -100,7 +101,7 @@ def _plain(found: Fingerprint) -> dict[str, Any]:
 
 
 def _print(found: Fingerprint, title: str) -> None:
-    from mup_tune.transfer.fingerprint import MOST_FAULTS, TOLERANCE
+    from mup_tune.transfer.fingerprint import TOLERANCE
 
     if not found.passed:
         rows = [
@@ -122,11 +123,10 @@ def _print(found: Fingerprint, title: str) -> None:
     elif found.same_logits:
         say(f"logits agree within {found.logits_error:.1e}, gradients of {', '.join(found.wrong_gradients)} do not")
     elif found.faults:
-        say("; ".join(map(str, found.faults)), "With that, our own model gives these logits. Nothing else is wrong.")
+        say(*map(str, found.faults), "With that our own model gives these logits: nothing else is wrong with them.")
     else:
         say(
-            f"logits differ by {found.logits_error:.2g}, and up to {MOST_FAULTS} multipliers missing or doubled do not "
-            "explain it",
+            f"logits differ by {found.logits_error:.2g}, and no multipliers missing or doubled explain it",
             "Compare the RoPE base and its pairs (i, i + head_dim/2), rms_norm_eps, SiLU, the order of z, x, B, C and "
             "dt, and in every layer the place of each multiplier.",
         )

@@ -2,8 +2,8 @@
 
 Full sizes do not fit, and multipliers that are 1 hide their absence. So the copy has the target's kinds of
 heads, groups and norms at a few channels, and all 14 forward factors differ from 1 and from each other. Where
-logits differ, our own model is tried with factors left out or applied twice: the one that gives their logits
-is what is wrong with theirs.
+logits differ, our own model is tried with factors left out or applied twice: what gives their logits is what
+is wrong with theirs.
 
 Shape suffixes: P members, each with faults of its own; B rows, T tokens, V vocabulary.
 """
@@ -37,7 +37,7 @@ from mup_tune.transfer.target import named_parameters
 # fault moves logits by more than 1e-2.
 TOLERANCE = 1e-3
 ROWS, TOKENS = 2, 37  # no multiple of any chunk
-MOST_FAULTS = 2  # at once, that are told apart
+LISTS = dict.fromkeys(each.config_field for each in FORWARD.values() if each.config_index is not None)
 MEMBERS = 128  # of our model, tried side by side
 
 Factory = Callable[[dict[str, Any]], nn.Module]
@@ -147,9 +147,8 @@ class Probe:
         return F.cross_entropy(logits_BTV.flatten(0, 1), self.targets_BT.flatten())
 
     def explained(self, logits_BTV: Tensor) -> tuple[Fault, ...]:
-        """The fewest faults, at most ``MOST_FAULTS``, with which our model gives these logits; else none."""
-        for count in range(1, MOST_FAULTS + 1):
-            tried = list(self._faults(count))
+        """The first of :meth:`_suspicions` with which our model gives these logits; else none."""
+        for tried in self._suspicions():
             errors: list[float] = []
             for start in range(0, len(tried), MEMBERS):
                 errors += self._errors(tried[start : start + MEMBERS], logits_BTV)
@@ -166,10 +165,17 @@ class Probe:
             hf.load_state_dict_(population, member, self.weights)
         return [_error(ours_BTV, logits_BTV) for ours_BTV in population.logits(self.tokens_BT)]
 
-    def _faults(self, count: int) -> Iterator[tuple[Fault, ...]]:
-        for names in combinations(self.table.forward, count):
-            for kinds in product(POWERS, repeat=count):
-                yield tuple(Fault(*each) for each in zip(names, kinds, strict=True))
+    def _suspicions(self) -> Iterator[list[tuple[Fault, ...]]]:
+        """What to try, simplest first: one multiplier; all of a config field, or all there are; two."""
+        names = list(self.table.forward)
+        fields = [[name for name in names if FORWARD[name].config_field == field] for field in LISTS]
+        yield [(Fault(name, kind),) for name in names for kind in POWERS]
+        yield [tuple(Fault(name, kind) for name in some) for some in (*fields, names) for kind in POWERS]
+        yield [
+            tuple(Fault(*each) for each in zip(two, kinds, strict=True))
+            for two in combinations(names, 2)
+            for kinds in product(POWERS, repeat=2)
+        ]
 
     def _population(self, faults_P: Sequence[tuple[Fault, ...]]) -> Population:
         """Our model, a member for each list of faults, without weights yet."""

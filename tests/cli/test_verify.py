@@ -56,7 +56,7 @@ def test_the_exit_code_is_the_verdict_and_the_fault_is_named(export: Path) -> No
     assert "gradients of lm_head_weight do not" in done.stdout
     done = mup_tune("verify", export, "--model", "factories_of_a_user:other_rope")
     assert done.returncode == 1
-    assert "do not explain it" in done.stdout
+    assert "no multipliers missing or doubled explain it" in done.stdout
 
 
 def test_json(export: Path) -> None:

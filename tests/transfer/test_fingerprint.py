@@ -99,6 +99,17 @@ def test_every_multiplier_shows_and_is_told_from_all_others(export: Path, name: 
     assert [(fault.multiplier, fault.kind) for fault in found.faults] == [(name, kind)]
 
 
+def test_a_field_or_all_multipliers_that_are_ignored_or_applied_twice_are_named(export: Path) -> None:
+    def twice_the_vector(model: Any) -> None:
+        for layer in model.model.layers:
+            layer.mamba.mup_vector = layer.mamba.mup_vector**2
+
+    slices = ("ssm_z", "ssm_x", "ssm_B", "ssm_C", "ssm_dt")
+    assert sabotaged(export, twice_the_vector).faults == tuple(Fault(name, "doubled") for name in slices)
+    found = fingerprint(export, lambda config: build({k: v for k, v in config.items() if "multiplier" not in k}))
+    assert found.faults == tuple(Fault(name, "missing") for name in FORWARD)
+
+
 def test_two_faults_at_once_are_both_named_and_other_faults_are_not_blamed_on_multipliers(export: Path) -> None:
     def two(model: Any) -> None:
         drop_lm_head(model)
