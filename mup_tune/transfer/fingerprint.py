@@ -31,7 +31,7 @@ from mup_tune.multipliers import FORWARD
 from mup_tune.roles import RoleTable, role_table
 from mup_tune.settings import load_settings
 from mup_tune.shape import Shape
-from mup_tune.transfer.target import named_parameters
+from mup_tune.transfer.torch_model import named_parameters
 
 # Relative norms of differences. Two right models in float32 are 1e-6 apart, gradients 1e-5; the least visible
 # fault moves logits by more than 1e-2.
@@ -214,7 +214,8 @@ def fingerprint(export: Path, factory: Factory) -> Fingerprint:
         what = tuple(logits_BTV.shape) if isinstance(logits_BTV, Tensor) else type(logits_BTV).__name__
         raise UserError(f"the model returned {what}, not logits of {tuple(ours_BTV.shape)}", field="--model")
     logits_BTV = logits_BTV.cpu().float()
-    probe.loss(logits_BTV).backward()  # type: ignore[no-untyped-call]
+    if logits_BTV.requires_grad:  # else no parameter takes part, and all of them fail
+        probe.loss(logits_BTV).backward()  # type: ignore[no-untyped-call]
     found = {name: parameter.grad for name, parameter in parameters.items()}
     error = _error(logits_BTV.detach(), ours_BTV)
     faults = () if error <= TOLERANCE else probe.explained(logits_BTV.detach())

@@ -13,7 +13,7 @@ from mup_tune.errors import UserError
 from mup_tune.files import read_json, read_yaml, validated
 from mup_tune.schedule import Schedule
 from mup_tune.transfer.groups import Group, OptimizerFile, ScheduleSpec
-from mup_tune.transfer.target import check_config, grouped, init_, refill_buffers_
+from mup_tune.transfer.torch_model import check_config, grouped, init_, refill_buffers_
 
 
 @dataclass(frozen=True)

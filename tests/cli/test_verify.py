@@ -7,11 +7,6 @@ from pathlib import Path
 import pytest
 from program import mup_tune
 
-from mup_tune.settings import untuned
-from mup_tune.shape import load_shape
-from mup_tune.transfer.hf import export_hf
-from mup_tune.transfer.resolve import Tuned
-
 FACTORIES = """
 from transformers import FalconH1Config, FalconH1ForCausalLM
 
@@ -36,8 +31,8 @@ def broken(config):
 
 @pytest.fixture
 def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shape = load_shape("cpu-32")
-    export_hf(Tuned(untuned(shape), "a test"), shape, tmp_path / "export")
+    done = mup_tune("transfer", "falcon-h1-published", "--target", "cpu-32", "--out", tmp_path / "export")
+    assert done.returncode == 0, done.stderr
     (tmp_path / "factories_of_a_user.py").write_text(FACTORIES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())

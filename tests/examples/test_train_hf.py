@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -10,16 +11,18 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from typer.testing import CliRunner
 
+from mup_tune import load_transfer
+from mup_tune.cli import app
 from mup_tune.data.mixture import Data, Mixture, open_mixture
 from mup_tune.data.prepare import prepare
 from mup_tune.errors import UserError
+from mup_tune.files import dump_yaml
 from mup_tune.settings import Settings, untuned
 from mup_tune.shape import Shape
 from mup_tune.train.device import Device
 from mup_tune.train.trainer import PackTraining
-from mup_tune.transfer.hf import export_hf
-from mup_tune.transfer.resolve import Tuned
 from mup_tune.trial import Budget, Trial
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_hf.py"
@@ -38,17 +41,7 @@ SHAPE = Shape(
     gated_norm=True,
 )
 SEQ_LEN, ROWS, STEPS = 32, 4, 20
-BUDGET = Budget(
-    seq_len=SEQ_LEN,
-    batch_tokens=ROWS * SEQ_LEN,
-    total_tokens=STEPS * ROWS * SEQ_LEN,
-    warmup_tokens=5 * ROWS * SEQ_LEN,
-    decay_tokens=5 * ROWS * SEQ_LEN,
-    power_onset_tokens=8 * ROWS * SEQ_LEN,
-    val_tokens=SEQ_LEN,
-    data_seed=3,
-    clip_norm=0.5,
-)
+BATCH, DATA_SEED = ROWS * SEQ_LEN, 3
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +61,25 @@ def settings() -> Settings:
     return start.with_values({**values, "elr": 2 * start.elr})
 
 
+def exported(settings: Settings, shape: Shape, folder: Path) -> Path:
+    """What the command line writes, with a warmup, a power schedule and a clip that act in a few steps."""
+    (folder / "settings.yaml").write_text(settings.to_yaml())
+    (folder / "shape.yaml").write_text(dump_yaml(shape.model_dump(mode="json")))
+    out = folder / "tuned"
+    arguments = ("transfer", folder / "settings.yaml", "--target", folder / "shape.yaml", "--out", out)
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    assert done.exit_code == 0, done.output
+    text = (out / "optimizer.yaml").read_text()
+    for field, value in {"warmup_fraction": 0.25, "power_onset_fraction": 0.4, "clip_norm": 0.5}.items():
+        text, count = re.subn(rf"{field}: .*", f"{field}: {value}", text)
+        assert count == 1
+    (out / "optimizer.yaml").write_text(text)
+    return out
+
+
 @pytest.fixture(scope="module")
 def export(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("export") / "tuned"
-    export_hf(Tuned(settings, "a test", BUDGET, SHAPE), SHAPE, out)
-    return out
+    return exported(settings, SHAPE, tmp_path_factory.mktemp("export"))
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +95,22 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(script: ModuleType, export: Path, corpus: Path, *more: str, steps: int = STEPS) -> list[float]:
-    tokens = steps * BUDGET.batch_tokens
-    sizes = ("--seq-len", SEQ_LEN, "--rows", ROWS, "--tokens", tokens, "--data-seed", BUDGET.data_seed)
+    sizes = ("--seq-len", SEQ_LEN, "--rows", ROWS, "--tokens", steps * BATCH, "--data-seed", DATA_SEED)
     args = script.arguments([str(export), "--corpus", str(corpus), *map(str, sizes), *more])
     return [loss for _, loss in script.train(args)]
 
 
-def own_losses(settings: Settings, data: Mixture, seed: int) -> list[float]:
-    trial = Trial(shape=SHAPE, budget=BUDGET, settings=settings, seed=seed)
+def own_losses(export: Path, settings: Settings, data: Mixture, seed: int) -> list[float]:
+    transfer = load_transfer(export, batch_tokens=BATCH, total_tokens=STEPS * BATCH)
+    assert transfer.schedule is not None
+    budget = Budget(
+        **transfer.schedule.model_dump(),
+        seq_len=SEQ_LEN,
+        val_tokens=SEQ_LEN,
+        data_seed=DATA_SEED,
+        clip_norm=transfer.clip_norm,
+    )
+    trial = Trial(shape=SHAPE, budget=budget, settings=settings, seed=seed)
     run = PackTraining((trial,), data, Device("cpu", 1, {"float32": 1e10}))
     run.train(lambda *_: None)
     return run.loss_SP[:, 0].tolist()
@@ -106,8 +121,8 @@ def test_its_losses_are_those_of_our_own_trainer(
     script: ModuleType, export: Path, corpus: Path, settings: Settings
 ) -> None:
     data = open_mixture([Data(corpus=str(corpus))])
-    assert not data.batches("train", SEQ_LEN, ROWS, BUDGET.data_seed).batch(0).documents_BT.any()
-    ours = own_losses(settings, data, seed=5)
+    assert not data.batches("train", SEQ_LEN, ROWS, DATA_SEED).batch(0).documents_BT.any()
+    ours = own_losses(export, settings, data, seed=5)
     theirs = losses(script, export, corpus, "--seed", "5", "--rows-at-once", "3")
     assert len(ours) == len(theirs) == STEPS
     assert ours[-1] < ours[0] - 1
@@ -134,7 +149,6 @@ def test_it_resumes_where_it_left_off_and_leaves_a_model(
 def test_a_corpus_with_more_tokens_than_the_model_is_refused(
     script: ModuleType, settings: Settings, corpus: Path, tmp_path: Path
 ) -> None:
-    small = SHAPE.model_copy(update={"vocab_size": 100})
-    export_hf(Tuned(settings, "a test", BUDGET, SHAPE), small, tmp_path / "small")
+    small = exported(settings, SHAPE.model_copy(update={"vocab_size": 100}), tmp_path)
     with pytest.raises(UserError, match="the model 100"):
-        losses(script, tmp_path / "small", corpus)
+        losses(script, small, corpus)

@@ -14,11 +14,13 @@ import transformers
 from torch import nn
 
 from mup_tune.errors import UserError
+from mup_tune.files import dump_yaml
+from mup_tune.model.hf import hf_config
 from mup_tune.multipliers import FORWARD
+from mup_tune.roles import role_table
+from mup_tune.settings import falcon_h1_published
 from mup_tune.shape import RELEASED, load_shape
 from mup_tune.transfer.fingerprint import TOLERANCE, Fault, Fingerprint, Probe, fingerprint, narrow
-from mup_tune.transfer.hf import export_hf
-from mup_tune.transfer.resolve import Tuned
 
 
 def build(config: dict[str, Any]) -> Any:
@@ -54,9 +56,12 @@ def drop_key(model: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["falcon-h1-0.5b", "falcon-h1-34b"])
-def test_transformers_passes_at_the_structure_of_released_targets(name: str, published: Tuned, tmp_path: Path) -> None:
-    export_hf(published, load_shape(name), tmp_path / "export")
-    found = fingerprint(tmp_path / "export", build)
+def test_transformers_passes_at_the_structure_of_released_targets(name: str, tmp_path: Path) -> None:
+    shape, settings = load_shape(name), falcon_h1_published()
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(role_table(shape, settings))))
+    (tmp_path / "shape.yaml").write_text(dump_yaml(shape.model_dump(mode="json")))
+    (tmp_path / "settings.yaml").write_text(settings.to_yaml())
+    found = fingerprint(tmp_path, build)
     assert found.passed
     assert (found.faults, found.wrong_gradients) == ((), ())
     assert found.logits_error < TOLERANCE / 100  # of headroom for implementations in another order
@@ -130,6 +135,9 @@ def test_a_wrong_backward_pass_fails_and_names_the_parameters(export: Path) -> N
     found = sabotaged(export, change)
     assert (found.passed, found.same_logits) == (False, True)
     assert sorted(found.wrong_gradients) == ["D", "mlp_down_proj"]
+    frozen = sabotaged(export, lambda model: model.requires_grad_(False))
+    assert frozen.same_logits
+    assert frozen.wrong_gradients == tuple(frozen.gradient_errors)
 
 
 class Named(nn.Module):
