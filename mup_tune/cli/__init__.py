@@ -7,7 +7,7 @@ import sys
 import typer
 from typer.main import get_command
 
-from mup_tune.cli import basin, check, data, doctor, plan, proxy, report, roles, sweep, transfer, validate
+from mup_tune.cli import basin, check, data, doctor, plan, proxy, report, roles, sweep, transfer, validate, verify
 from mup_tune.cli.output import err_console
 from mup_tune.errors import InterruptedRunError, UserError
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     epilog="Start with `mup-tune sweep quickstart --run runs/first`. Exit codes: 0 done, 1 failed, 2 wrong input, "
     "3 inconclusive, 130 interrupted.",
 )
-for command in (data, proxy, roles, plan, sweep, validate, transfer, report, check, doctor):
+for command in (data, proxy, roles, plan, sweep, validate, transfer, verify, report, check, doctor):
     command.register(app)
 basin.register(check.check)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -22,6 +23,16 @@ from mup_tune.model.layers import RMS_NORM_EPS
 from mup_tune.multipliers import FORWARD
 from mup_tune.roles import HF_NAMES, Role, RoleTable
 from mup_tune.shape import Shape
+
+# Fields of a config that change no logit and no gradient: names, limits, and ids of a tokenizer.
+NO_FUNCTION = {
+    "architectures",
+    "model_type",
+    "max_position_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",  # acts when the model is built, through the embedding's padding_idx
+}
 
 
 @dataclass(frozen=True)
@@ -161,3 +172,61 @@ def _multiplier_fields(forward: Mapping[str, float]) -> dict[str, float | list[f
         if each.config_index is not None:
             fields.setdefault(each.config_field, []).insert(each.config_index, forward[name])
     return fields
+
+
+def hf_config(table: RoleTable) -> dict[str, Any]:
+    """``config.json``: the RoPE base where transformers 4 and 5 look for it; no token ids of a tokenizer.
+
+    Raises:
+        UserError: as :func:`hf_config_kwargs`.
+    """
+    kwargs = hf_config_kwargs(table)
+    return {
+        "architectures": ["FalconH1ForCausalLM"],
+        "model_type": "falcon_h1",
+        **kwargs,
+        "rope_parameters": {"rope_type": "default", "rope_theta": kwargs["rope_theta"]},
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def config_difference(wanted: Mapping[str, Any], config: object) -> tuple[str, Any, Any] | None:
+    """The first field that makes ``config`` another function than ``wanted``: name, value, wanted value.
+
+    Args:
+        wanted: the content of a ``config.json`` of ours.
+        config: another one, or any object with its fields as attributes, of transformers 4 or 5.
+    """
+    read: Callable[[str], Any] = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
+    for field, expected in _function_fields(wanted.get, wanted).items():
+        got = _function_fields(read, wanted)[field]
+        if got != expected:
+            return field, got, expected
+    return None
+
+
+def _function_fields(read: Callable[[str], Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``fields`` hold in one config, in one spelling whatever the version that wrote it."""
+    # Where transformers 5 and 4 look for RoPE. A config may have both, and each version reads its own.
+    ropes = [read("rope_parameters") or {}, {"rope_theta": read("rope_theta"), **(read("rope_scaling") or {})}]
+    limits = read("time_step_limit") or (0.0, inf)  # transformers' default, which config.json leaves to it
+    return {
+        **{key: _plain(read(key)) for key in fields if key not in NO_FUNCTION and not key.startswith("rope_")},
+        "rope_theta": _agreed([rope.get("rope_theta") for rope in ropes]),
+        "rope_type": _agreed([rope.get("rope_type", rope.get("type")) for rope in ropes]) or "default",
+        "time_step_limit": _plain(limits),
+    }
+
+
+def _agreed(values: list[Any]) -> Any:
+    """What all that are given say; all of them where they do not agree."""
+    given = list(dict.fromkeys(value for value in values if value is not None))
+    return given if len(given) > 1 else next(iter(given), None)
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, and numbers for what transformers 5 writes for inf: ``{"__float__": "Infinity"}``."""
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return float(value["__float__"]) if isinstance(value, dict) and "__float__" in value else value

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mup_tune.errors import UserError
-from mup_tune.model.hf import hf_config_kwargs
+from mup_tune.model.hf import hf_config
 from mup_tune.multipliers import DepthRule
 from mup_tune.roles import RoleTable, role_table
 from mup_tune.schedule import Horizon
@@ -94,7 +94,7 @@ def aim(
         table=table,
         optimizer=optimizer.model_copy(update={"schedule": schedule, "provenance": provenance, "rules": tuple(found)}),
         steps=Steps.of(schedule) if tokens is not None else None,
-        config=_config(table),
+        config=hf_config(table),
         rules=tuple(found),
         warnings=tuple(warnings(tuned, target, settings.depth_rule, batch_tokens, tokens)),
         provenance=provenance,
@@ -167,17 +167,3 @@ def _check_finite(table: RoleTable) -> None:
                     field="settings",
                     fix="Correct elr, ewd and the multipliers of its group",
                 )
-
-
-def _config(table: RoleTable) -> dict[str, Any]:
-    """``config.json``: the RoPE base where transformers 4 and 5 look for it; no token ids of a tokenizer."""
-    kwargs = hf_config_kwargs(table)
-    rope = {"rope_type": "default", "rope_theta": kwargs["rope_theta"]}
-    return {
-        "architectures": ["FalconH1ForCausalLM"],
-        "model_type": "falcon_h1",
-        **kwargs,
-        "rope_parameters": rope,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }

@@ -1,12 +1,7 @@
-"""Training from an export: init, parameter groups and schedule for a ``transformers`` Falcon-H1 model.
-
-Nothing is stored on the model: names are looked up again on every call, so FSDP, torch.compile and deepcopy
-are safe.
-"""
+"""Training from an export: init, parameter groups and schedule for a ``transformers`` Falcon-H1 model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +11,9 @@ from torch import Tensor, nn
 
 from mup_tune.errors import UserError
 from mup_tune.files import read_json, read_yaml, validated
-from mup_tune.model.init import draw_
 from mup_tune.schedule import Schedule
-from mup_tune.transfer.groups import Group, OptimizerFile, ScheduleSpec, match
-
-WRAPPERS = {"_orig_mod", "module"}  # what torch.compile and DDP put into parameter names
+from mup_tune.transfer.groups import Group, OptimizerFile, ScheduleSpec
+from mup_tune.transfer.torch_model import check_config, grouped, init_, refill_buffers_
 
 
 @dataclass(frozen=True)
@@ -38,17 +31,22 @@ class Transfer:
         return self.optimizer.clip_norm
 
     def init_weights_(self, model: nn.Module, seed: int = 0) -> None:
-        """Draw every parameter anew from the training init, in place.
+        """Draw every parameter anew from the training init and compute the buffers anew, in place.
 
-        One seed gives one model on one kind of device. Initialise before FSDP shards the parameters; DDP and
-        torch.compile may come before or after.
+        One seed gives one model on one kind of device, the proxies' own draws. DDP, torch.compile, activation
+        checkpointing and FSDP2's ``fully_shard`` may come before or after. A model built on the meta device
+        is sharded first, then filled by ``to_empty(device=...)``, then initialised here. Where parameters are
+        sharded, every rank calls this.
 
         Raises:
-            UserError: a model of another config, with unknown or missing parameters, or on the meta device.
+            UserError: a model of another config, with unknown or missing parameters, not in float32, cut by
+                FSDP1, or on the meta device.
         """
-        self._check_config(model)
-        for name, (parameter, group) in self._owned(model).items():
-            draw_(parameter, group.roles(), seed=seed, parameter=name)
+        owned = self._owned(model)
+        for name, (parameter, group) in owned.items():
+            init_(parameter, group.roles(), seed=seed, name=name)
+        in_proj = next(group for name, (_, group) in owned.items() if name.endswith("mamba.in_proj.weight"))
+        refill_buffers_(model, self.config, [part.rows for part in in_proj.init])
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Groups for ``torch.optim.AdamW``, one a pattern, at peak η and λ.
@@ -59,7 +57,8 @@ class Transfer:
         lr·weight_decay.
 
         Raises:
-            UserError: a parameter that no pattern knows, or patterns left without parameters.
+            UserError: a model of another config or not in float32, a parameter that no pattern knows, or
+                patterns left without parameters.
         """
         members: dict[str, list[Tensor]] = {group.pattern: [] for group in self.optimizer.groups}
         for parameter, group in self._owned(model).values():
@@ -104,26 +103,10 @@ class Transfer:
             group["lr"] = group["base_lr"] * eta
             group["weight_decay"] = group["base_weight_decay"] * lam
 
-    def _owned(self, model: nn.Module) -> dict[str, tuple[Tensor, Group]]:
-        """Every parameter and its group, by ``transformers`` name."""
-        parameters = dict(_named_parameters(model))
-        owner = match(self.optimizer.groups, {name: tuple(each.shape) for name, each in parameters.items()})
-        return {name: (parameter, owner[name]) for name, parameter in parameters.items()}
-
-    def _check_config(self, model: nn.Module) -> None:
-        """The model's forward multipliers are the exported ones: a wrong config trains without complaint."""
-        config = getattr(_unwrapped(model), "config", None)
-        for key, expected in self.config.items():
-            if not key.endswith(("multiplier", "multipliers")):
-                continue
-            got = getattr(config, key, None)
-            if (list(got) if isinstance(got, list | tuple) else got) != expected:
-                raise UserError(
-                    f"the model has {got!r}, the export {expected!r}",
-                    file=self.folder / "config.json",
-                    field=key,
-                    fix="Build the model from the exported config.json",
-                )
+    def _owned(self, model: nn.Module) -> dict[str, tuple[nn.Parameter, Group]]:
+        """Every parameter and its group, by ``transformers`` name, of a model that is the export's target."""
+        check_config(model, self.config, self.folder / "config.json")
+        return grouped(self.optimizer.groups, model)
 
 
 def load_transfer(folder: str | Path, *, batch_tokens: int | None = None, total_tokens: int | None = None) -> Transfer:
@@ -166,15 +149,3 @@ def _bound(spec: ScheduleSpec, batch_tokens: int | None, total_tokens: int | Non
         lr_decay_to=spec.lr_decay_to,
         power_onset_tokens=None if onset is None else max(1, round(onset * total)),
     )
-
-
-def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters by the names ``transformers`` gives them, without wrappers' prefixes wherever they stand."""
-    for name, parameter in model.named_parameters():
-        yield ".".join(part for part in name.split(".") if part not in WRAPPERS), parameter
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    modules = dict(model.named_children())
-    inner = next((modules[wrapper] for wrapper in WRAPPERS if wrapper in modules), None)
-    return model if inner is None else _unwrapped(inner)

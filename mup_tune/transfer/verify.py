@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mup_tune.errors import UserError
+from mup_tune.model.hf import config_difference
 from mup_tune.roles import RoleTable
 from mup_tune.transfer.groups import OptimizerFile, match
 
@@ -56,9 +57,9 @@ def _instantiated(folder: Path, config: dict[str, Any]) -> tuple[dict[str, tuple
             model = transformers.FalconH1ForCausalLM(loaded)
     except Exception as error:  # whatever its checks raise, in whichever version: the export must not exist then
         raise UserError(f"transformers {version} cannot build this target: {error}", file="config.json") from error
-    for key, value in config.items():
-        got = getattr(loaded, key, None)
-        if key.endswith(("multiplier", "multipliers")) and got != value:
-            raise UserError(f"transformers {version} reads {got!r}, not {value!r}", field=key)
+    difference = config_difference(config, loaded)
+    if difference is not None:
+        field, got, value = difference
+        raise UserError(f"transformers {version} reads {got!r}, not {value!r}", field=field)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     return shapes, version

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from math import inf
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,6 +102,28 @@ def test_config_of_every_released_shape_builds_with_our_names_and_sizes(name: st
     ours = hf.state_dict(Population(shape, 1, device="meta"), 0)
     assert {key: p.shape for key, p in model.named_parameters()} == {key: t.shape for key, t in ours.items()}
     assert model.model.embed_tokens.padding_idx is None
+
+
+def test_a_config_is_held_against_ours_whichever_version_s_fields_it_has() -> None:
+    ours = hf.hf_config(random_table(TINY, 0))
+    rope_of_5 = {key: value for key, value in ours.items() if key != "rope_theta"}
+    rope_of_4 = {key: value for key, value in ours.items() if key != "rope_parameters"}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "max_position_embeddings": 64, "transformers_version": "4"}
+    for same in (ours, rope_of_5, rope_of_4, SimpleNamespace(**rope_of_4), {**ours, **ids}):
+        assert hf.config_difference(ours, same) is None
+    base = ours["rope_theta"]
+    linear = {"type": "linear", "factor": 2.0}
+    spelled = [0.0, {"__float__": "Infinity"}]  # as transformers 5 writes infinity
+    assert hf.config_difference(ours, {**ours, "time_step_limit": spelled}) is None
+    assert hf.config_difference(ours, {**ours, "time_step_limit": [0.0, 0.1]}) == (
+        "time_step_limit",
+        [0.0, 0.1],
+        [0.0, inf],
+    )
+    assert hf.config_difference(ours, {**rope_of_4, "rope_theta": 1e4}) == ("rope_theta", 1e4, base)
+    assert hf.config_difference(ours, {**rope_of_4, "rope_scaling": linear}) == ("rope_type", "linear", "default")
+    assert hf.config_difference(ours, {**ours, "rope_theta": 1e4}) == ("rope_theta", [base, 1e4], base)
+    assert hf.config_difference(ours, None) == ("vocab_size", None, TINY.vocab_size)
 
 
 def resized(shape: Shape, **sizes: int) -> Shape:
