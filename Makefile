@@ -27,7 +27,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mup-tune needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q $(INSTALL)
+	$(BIN)/python -m pip install -q --no-compile $(INSTALL)
 	@touch $@
 
 lint: setup

@@ -224,7 +224,7 @@ class Simulated(Asked):
         seeds: Iterable[int],
         shapes: Sequence[Shape | None] | None = None,
         around: Sequence[Settings] | None = None,
-        budget: Budget | None = None,
+        budgets: Sequence[Budget | None] | None = None,
     ) -> list[Losses]:
         seeds, found = tuple(seeds), list[Losses]()
         for each in settings:

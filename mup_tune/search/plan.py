@@ -91,19 +91,20 @@ class Plan:
 
     def resolved(self) -> dict[str, Any]:
         """Plain data that says everything the run depends on; its hash is the plan's identity."""
-        references = {name: each.model_dump(mode="json") for name, each in self.references.items()}
         return {
             **self.header.model_dump(mode="json", exclude={"proxy", "start", "target", "stages"}),
             "proxy": self.shape.model_dump(mode="json"),
             "start": self.start.model_dump(mode="json"),
             "target": self.target.model_dump(mode="json") if self.target else None,
             "stages": [stage.model_dump(mode="json") for stage in self.stages],
-            **({"references": references} if references else {}),
+            "references": {name: each.model_dump(mode="json") for name, each in self.references.items()},
         }
 
     @property
     def hash(self) -> str:
-        labels = ("about", "target")  # they change nothing that trains
+        labels = {"about", "target"}  # they change nothing that trains
+        if not self.references:
+            labels.add("references")
         return content_hash({key: value for key, value in self.resolved().items() if key not in labels})
 
 

@@ -25,6 +25,11 @@ NOTES = """\
 * The gradient clip of {clip:g} is on the global norm, which is not width-invariant: log how often it acts.
 * mup-tune's proxies reset attention, convolution and SSM state where a document ends; a plain forward of `transformers`
   or of the trainers here does not reset the latter two. Pack your rows with that in mind.
+* A model built on the meta device is sharded, filled by `to_empty(device=...)`, then initialised: `init_weights_` also
+  computes its buffers. DDP, FSDP2, torch.compile and activation checkpointing may come before or after. Parameters stay
+  float32; use autocast or a MixedPrecisionPolicy.
+* You train with another implementation? `mup-tune verify . --model mine:build` names a multiplier that it drops or
+  doubles.
 * `config.json` holds no token ids: set `bos_token_id` and `eos_token_id` from your tokenizer."""
 
 

@@ -10,20 +10,21 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from mup_tune.cli import basin as basin_module
 from mup_tune.cli.basin import register
 from mup_tune.errors import UserError
 
 # A coarse grid that holds the optimum of so short a run, so that nothing is extended.
 SMALL = ["--shape", "cpu-32", "--widths", "32,64", "--tokens", "12288", "--seeds", "1", "--offsets", "-4,0,4,8"]
-# A process of its own: training flushes subnormals, and hypothesis must not be made to. Populations of 16 to
+# A process of its own: training flushes subnormals, and hypothesis must not be made to. Populations of 8 to
 # 128 are not worth their calibration here.
 PROGRAM = """
 import typer
-from mup_tune.cli.basin import register
+from mup_tune.cli import basin
 from mup_tune.search import loop
-loop.SIZES = (1, 2, 4, 8)
+loop.SIZES, basin.VAL_TOKENS = (1, 2, 4), 2048
 app = typer.Typer()
-register(app)
+basin.register(app)
 app()
 """
 
@@ -59,8 +60,9 @@ def basin(app: typer.Typer, corpus: Path, *arguments: str) -> Result:
 
 
 def test_a_check_trains_once_prints_its_numbers_and_exits_by_its_verdict(
-    app: typer.Typer, corpus: Path, here: Path
+    app: typer.Typer, corpus: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(basin_module, "VAL_TOKENS", 2048)
     command = [sys.executable, "-c", PROGRAM, "--corpus", str(corpus), "--executor", "inline", *SMALL]
     calm = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # threads that spin stall one another on a busy machine
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=calm)

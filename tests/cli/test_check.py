@@ -20,7 +20,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("param", "code"), [("mup", (0, 3)), ("sp", (1,))])
 def test_the_exit_code_is_the_verdict(corpus: Path, tmp_path: Path, param: str, code: tuple[int, ...]) -> None:
-    sizes = ("--widths", "32,64,128", "--steps", 4, "--seeds", 2, "--corpus", corpus)
+    sizes = ("--widths", "32,64,128", "--steps", 2, "--seeds", 2, "--corpus", corpus)
     figures = ("--out", tmp_path / "out") if param == "mup" else ()
     done = mup_tune("check", "coordinate", *sizes, "--param", param, *figures, "--json")
     assert done.returncode in code, done.stderr

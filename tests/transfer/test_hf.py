@@ -143,8 +143,8 @@ def test_transformers_own_word_counts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = aim.hf_config_kwargs
-    monkeypatch.setattr(aim, "hf_config_kwargs", lambda table: {**original(table), **changes})
+    original = aim.hf_config
+    monkeypatch.setattr(aim, "hf_config", lambda table: {**original(table), **changes})
     with pytest.raises(UserError, match=match):
         export_hf(source, target, tmp_path / "out")
     assert not list(tmp_path.iterdir())
