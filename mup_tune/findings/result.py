@@ -12,7 +12,8 @@ from mup_tune.errors import unknown
 from mup_tune.files import FrozenModel
 from mup_tune.stats import SIGNIFICANT, Interval, Losses, Parabola
 
-Decision = Literal["moved", "kept", "flat", "edge", "not identifiable", "dropped"]
+# "re-centred": taken as the best there is to go on from, though no gain of it is shown.
+Decision = Literal["moved", "re-centred", "kept", "flat", "edge", "not identifiable", "dropped"]
 # Why an axis is where it is; "fitted": the decision and the numbers beside it say it all.
 Reason = Literal[
     "fitted",

@@ -27,7 +27,16 @@ from mup_tune.settings import GLOBAL_AXES, Settings
 
 KINDS = {"forward": "forward", "lr": "LR", "wd": "WD", "global": "global"}
 # A mark beside the word, so that no decision is told by colour alone.
-MARKS = {"moved": "▲", "kept": "●", "flat": "≈", "edge": "⇥", "not identifiable": "?", "dropped": "✕"}
+MARKS = {
+    "moved": "▲",
+    "re-centred": "△",
+    "kept": "●",
+    "flat": "≈",
+    "edge": "⇥",
+    "not identifiable": "?",
+    "dropped": "✕",
+}
+MOVES = ("moved", "re-centred", "edge")
 ARXIV = {
     "2507.22448": "Falcon-H1: the model, its 12 forward multipliers, ELR and EWD, the schedule",
     "2601.04890": "Learnable Multipliers: the split 12 + 16 + 7 of the 35, stability of the width rules (§2, Table 1)",
@@ -176,10 +185,10 @@ def _changes(run: RunView, path: list[Finding]) -> list[Change]:
     before, after = path[0].before, path[-1].after
     decisions: dict[str, str] = {}
     for finding in path:
-        moved = {axis.axis for axis in finding.axes if axis.decision in ("moved", "edge")}
+        moved = {axis.axis for axis in finding.axes if axis.decision in MOVES}
         # What one pass moved, a later pass of the same stage does not unmove by keeping it.
         decisions |= {axis.axis: axis.decision for axis in finding.axes if axis.axis not in moved}
-        decisions |= {axis.axis: axis.decision for axis in finding.axes if axis.decision in ("moved", "edge")}
+        decisions |= {axis.axis: axis.decision for axis in finding.axes if axis.decision in MOVES}
     kinds = {**dict.fromkeys(GLOBAL_AXES, "global"), **{each.name: each.kind for each in MULTIPLIERS.values()}}
     unused = {each.name for each in MULTIPLIERS.values() if each.needs_ssm} if not run.plan.proxy.d_ssm else set()
     rows = []

@@ -116,7 +116,7 @@ class Ridge:
         for place, (curve, gain) in enumerate(zip(lines, gains, strict=True)):
             old, new = self.centre.value(curve.axis), after.value(curve.axis)
             at_edge = self.best[place] in _ends(self.losses, place)
-            decision: Decision = "kept" if new == old else "edge" if at_edge else "moved"
+            decision: Decision = "kept" if new == old else "edge" if at_edge else curve.leaving(gain)
             found.append(
                 AxisFinding(
                     axis=curve.axis,

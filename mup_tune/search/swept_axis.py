@@ -95,6 +95,11 @@ class SweptAxis:
         others = [losses for offset, losses in self.losses.items() if offset]
         return gain and gain.picked_from(sum(stats.usable(losses) is not None for losses in others))
 
+    def leaving(self, gain: Interval | None) -> Decision:
+        """What it is to leave the centre with that gain: shown, also where the centre diverges, or not."""
+        shown = gain is not None and gain.significant
+        return "moved" if shown or stats.usable(self.losses[0.0]) is None else "re-centred"
+
     def finding(self, after: Settings, decision: Decision, sigma: Sigma | None = None, **said: Any) -> AxisFinding:
         """What the axis tells; ``said`` are further fields of the finding."""
         points = self.points

@@ -61,13 +61,14 @@ def reason(result: GlobalAxes, axis: AxisFinding) -> str:
             return f"kept: {gain(axis.gain)}, p = {axis.p_value:.2g} over all points"
     if result.bowl is not None and axis.decision == "kept":
         return f"kept: {_together(result.bowl)}"
+    said = f"re-centred, not tested: {change(axis)}" if axis.decision == "re-centred" else change(axis)
     if result.bowl is not None:
-        return f"{change(axis)} ({_together(result.bowl)})" + (_edge(axis) if axis.decision == "edge" else "")
+        return f"{said} ({_together(result.bowl)})" + (_edge(axis) if axis.decision == "edge" else "")
     how = "best point, no parabola fits"
     if axis.fit is not None:
         how = f"{'local fits, no parabola holds,' if axis.fit.robust else 'parabola'} through "
         how += f"{axis.fit.points_used} points"
-    said = f"{change(axis)} ({how}); best point: {gain(axis.gain)}"
+    said = f"{said} ({how}); best point: {gain(axis.gain)}"
     return said + _edge(axis) if axis.decision == "edge" else said
 
 

@@ -147,5 +147,5 @@ def _moved(curve: SweptAxis, sigma: Sigma | None) -> tuple[Settings, AxisFinding
         return curve.centre, curve.finding(curve.centre, "kept", sigma, reason="all diverged")
     fit, gain = curve.fit(sigma), curve.gain(sigma)
     after = curve.at(best if fit is None else fit.optimum.value)
-    decision: Decision = "edge" if curve.at_edge else "kept" if after == curve.centre else "moved"
+    decision: Decision = "edge" if curve.at_edge else "kept" if after == curve.centre else curve.leaving(gain)
     return after, curve.finding(after, decision, sigma, p_value=gain.p_value if gain else None)

@@ -79,6 +79,7 @@ def test_a_start_that_diverges_has_no_gain_but_an_optimum():
     driven = drive(ElrEwd(), landscape, context())
     found = axis(driven, "elr")
     assert found.gain is None
+    assert found.decision == "moved"
     assert found.after < found.before / 2
     assert "gain not known" in why(driven.conclusion.finding, found)
 
@@ -233,3 +234,12 @@ def test_no_walk_asks_for_more_than_most(optimum, ewd, cliff, extend, steps, sta
     expected, most = counts(stage, at, State(incumbent))
     assert len(driven.known) <= most
     assert expected <= most
+
+
+def test_an_optimum_without_a_shown_gain_is_re_centred_and_says_so():
+    """In noise this large the fitted ELR is taken to go on from, and nobody has tested it."""
+    driven = drive(ElrEwd(elr_offsets=(-1, 0, 1)), Landscape(bowl({"elr": 0.3}), noise=0.05), context())
+    found = axis(driven, "elr")
+    assert found.after != found.before
+    assert (found.decision, found.p_value > 0.05) == ("re-centred", True)
+    assert summary(driven.conclusion.finding)[0].startswith("ELR: re-centred, not tested: 0.01")
