@@ -98,6 +98,16 @@ def test_the_verdict_names_what_is_shown_where(gains, title: str, verdict: str) 
     assert verdict in words.summary(finding)[0]
 
 
+def test_a_drift_whose_interval_is_wider_than_the_grid_is_not_known() -> None:
+    finding = found(at(1, SHOWN), at(2, SHOWN))
+    assert isinstance(finding.result, Validation)
+    sizes = finding.result.elr.sizes
+    wide = sizes[1].model_copy(update={"drift": Interval(-0.1, -3.5, 2.5)})
+    line = finding.result.elr.model_copy(update={"sizes": (sizes[0], wide, *sizes[2:])})
+    finding = finding.model_copy(update={"result": finding.result.model_copy(update={"elr": line})})
+    assert any("which is not known from so few seeds" in each for each in words.summary(finding))
+
+
 def test_drift_regret_and_slope_are_sentences() -> None:
     trend = Trend(along="width", slope=Interval(-0.0103, -0.02, -0.001), sizes=4)
     said = words.summary(found(at(1, SHOWN), at(2, SHOWN, UNCLEAR), at(4, SHOWN, SHOWN), trends=(trend,)))

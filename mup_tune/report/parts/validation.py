@@ -53,7 +53,10 @@ def _at(finding: Finding, result: Validation, at: AtShape) -> list[str]:
         said.append(f"{here}: {confirmation.tokens(at.tokens)}.")
     size = next(each for each in result.elr.sizes if each.label == at.shape.size)
     if size.drift is not None:
-        said.append(f"{here}: the best ELR of the tuned Settings drifts by {log2(size.drift)} from the proxy's.")
+        told = f"the best ELR of the tuned Settings drifts by {log2(size.drift)} from the proxy's"
+        span = size.points[-1].offset - size.points[0].offset
+        unknown = size.drift.high - size.drift.low > span
+        said.append(f"{here}: {told}{', which is not known from so few seeds' if unknown else ''}.")
     regret = regret_of(at)
     if regret:
         said.append(f"{here}: {regret}.")
