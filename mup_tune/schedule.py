@@ -46,26 +46,30 @@ class Schedule(FrozenModel):
         return self.total_tokens // self.batch_tokens
 
     def eta_factor(self, step: int) -> float:
-        """Factor on η at a 0-based step: warm(t) · power(t) · decay(t), see the module's formulas."""
-        tokens = self._tokens(step)
+        """Factor on η at a 0-based step."""
+        return self.eta_factor_at(self._tokens(step))
+
+    def lam_factor(self, step: int) -> float:
+        """Factor on λ at a 0-based step."""
+        return self.lam_factor_at(self._tokens(step))
+
+    def eta_factor_at(self, tokens: int) -> float:
+        """Factor on η after so many tokens: warm(t) · power(t) · decay(t), see the module's formulas."""
         warm = min(1.0, tokens / self.warmup_tokens) if self.warmup_tokens else 1.0
         decayed = tokens - (self.steps * self.batch_tokens - self.decay_tokens)
         decay = self.lr_decay_to ** (decayed / self.decay_tokens) if self.decay_tokens and decayed > 0 else 1.0
-        return warm * self._power(tokens) * decay
+        return warm * self.lam_factor_at(tokens) * decay
 
-    def lam_factor(self, step: int) -> float:
-        """Factor on λ at a 0-based step: power(t), so 1 throughout where the power schedule is off."""
-        return self._power(self._tokens(step))
+    def lam_factor_at(self, tokens: int) -> float:
+        """Factor on λ after so many tokens: power(t), so 1 throughout where the power schedule is off."""
+        onset = self.power_onset_tokens
+        return float((tokens / onset) ** POWER) if onset is not None and tokens > onset else 1.0
 
     def _tokens(self, step: int) -> int:
         """Tokens seen when ``step`` updates: (step + 1) batches."""
         if not 0 <= step < self.steps:
             raise ValueError(f"step {step} is outside the schedule's steps 0 … {self.steps - 1}")
         return (step + 1) * self.batch_tokens
-
-    def _power(self, tokens: int) -> float:
-        onset = self.power_onset_tokens
-        return float((tokens / onset) ** POWER) if onset is not None and tokens > onset else 1.0
 
 
 class ScheduleRow(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mup_tune.errors import UserError
 from mup_tune.files import read_json, read_yaml, validated
-from mup_tune.schedule import Schedule
+from mup_tune.schedule import Schedule, batch_lr_factor
 from mup_tune.transfer.groups import Group, OptimizerFile, ScheduleSpec
 from mup_tune.transfer.torch_model import check_config, grouped, init_, refill_buffers_
 
@@ -83,6 +83,37 @@ class Transfer:
         Raises:
             UserError: no budget is known, a step outside it, or groups that are not of :meth:`param_groups`.
         """
+        schedule = self._scheduled()
+        if not 0 <= step < schedule.steps:
+            raise UserError(
+                f"step {step} is outside the budget's steps 0 … {schedule.steps - 1} "
+                f"({schedule.total_tokens} tokens in batches of {schedule.batch_tokens})",
+                fix="Give load_transfer the target's own batch_tokens and total_tokens",
+            )
+        _set_rates_(optimizer, schedule.eta_factor(step), schedule.lam_factor(step))
+
+    def apply_ramped_schedule_(self, optimizer: torch.optim.Optimizer, tokens: int, batch_tokens: int) -> None:
+        """:meth:`apply_schedule_` along a batch ramp, whose steps are of different sizes.
+
+        η is times √(batch_tokens/b) as well, where b is the schedule's batch; λ is not (arXiv 2507.22448).
+
+        Args:
+            tokens: seen when this step updates, its own batch included.
+            batch_tokens: of this step.
+
+        Raises:
+            UserError: as above; a batch or a number of tokens outside the budget.
+        """
+        schedule = self._scheduled()
+        if not 1 <= batch_tokens <= tokens <= schedule.total_tokens:
+            raise UserError(
+                f"{tokens} tokens with the last {batch_tokens} is outside the budget of {schedule.total_tokens} tokens",
+                fix="Give load_transfer the target's own total_tokens, and count this step's batch into `tokens`",
+            )
+        ramp = batch_lr_factor(batch_tokens, schedule.batch_tokens)
+        _set_rates_(optimizer, ramp * schedule.eta_factor_at(tokens), schedule.lam_factor_at(tokens))
+
+    def _scheduled(self) -> Schedule:
         if self.schedule is None:
             raise UserError(
                 "the schedule needs the target's budget",
@@ -90,18 +121,7 @@ class Transfer:
                 field="schedule.total_tokens",
                 fix="load_transfer(folder, batch_tokens=..., total_tokens=...)",
             )
-        if not 0 <= step < self.schedule.steps:
-            raise UserError(
-                f"step {step} is outside the budget's steps 0 … {self.schedule.steps - 1} "
-                f"({self.schedule.total_tokens} tokens in batches of {self.schedule.batch_tokens})",
-                fix="Give load_transfer the target's own batch_tokens and total_tokens",
-            )
-        eta, lam = self.schedule.eta_factor(step), self.schedule.lam_factor(step)
-        for group in optimizer.param_groups:
-            if "base_lr" not in group or "base_weight_decay" not in group:
-                raise UserError("a parameter group has no base_lr", fix="Build the optimizer from param_groups(model)")
-            group["lr"] = group["base_lr"] * eta
-            group["weight_decay"] = group["base_weight_decay"] * lam
+        return self.schedule
 
     def _owned(self, model: nn.Module) -> dict[str, tuple[nn.Parameter, Group]]:
         """Every parameter and its group, by ``transformers`` name, of a model that is the export's target."""
@@ -128,6 +148,15 @@ def load_transfer(folder: str | Path, *, batch_tokens: int | None = None, total_
     return Transfer(
         folder, read_json(folder / "config.json"), optimizer, _bound(optimizer.schedule, batch_tokens, total_tokens)
     )
+
+
+def _set_rates_(optimizer: torch.optim.Optimizer, eta: float, lam: float) -> None:
+    """Every group's lr and weight_decay at these factors on their peaks."""
+    for group in optimizer.param_groups:
+        if "base_lr" not in group or "base_weight_decay" not in group:
+            raise UserError("a parameter group has no base_lr", fix="Build the optimizer from param_groups(model)")
+        group["lr"] = group["base_lr"] * eta
+        group["weight_decay"] = group["base_weight_decay"] * lam
 
 
 def _bound(spec: ScheduleSpec, batch_tokens: int | None, total_tokens: int | None) -> Schedule | None:

@@ -145,6 +145,28 @@ def test_the_schedule_is_stateless_and_survives_a_checkpoint(
     assert again.param_groups[0]["lr"] == pytest.approx(again.param_groups[0]["base_lr"])
 
 
+def test_along_a_batch_ramp_the_rate_follows_the_batch_and_the_tokens(
+    transfer: Transfer, model: Any, budget: Budget, table: RoleTable
+) -> None:
+    """Warmup, power schedule and decay go by tokens seen, and λ does not see the batch."""
+    optimizer, role = torch.optim.AdamW(transfer.param_groups(model)), table.of("lm_head.weight")[0]
+    (head,) = (group for group in optimizer.param_groups if "lm_head" in group["name"])
+    for step in (0, 45, 60, 99):
+        transfer.apply_schedule_(optimizer, step)
+        plain = (head["lr"], head["weight_decay"])
+        tokens = (step + 1) * budget.batch_tokens
+        transfer.apply_ramped_schedule_(optimizer, tokens, budget.batch_tokens)
+        assert (head["lr"], head["weight_decay"]) == pytest.approx(plain, rel=1e-12)
+        transfer.apply_ramped_schedule_(optimizer, tokens, budget.batch_tokens // 4)
+        assert (head["lr"], head["weight_decay"]) == pytest.approx((plain[0] / 2, plain[1]), rel=1e-12)
+    between = (45 + 0.5) * budget.batch_tokens
+    transfer.apply_ramped_schedule_(optimizer, int(between), budget.batch_tokens)
+    assert role.lr * budget.eta_factor(45) <= head["lr"] <= role.lr * budget.eta_factor(44)
+    for tokens, batch in ((budget.total_tokens + 1, 128), (64, 128), (128, 0)):
+        with pytest.raises(UserError, match="outside the budget"):
+            transfer.apply_ramped_schedule_(optimizer, tokens, batch)
+
+
 def test_the_schedule_binds_to_the_targets_own_budget(export: Path, budget: Budget) -> None:
     own = load_transfer(export).schedule
     assert own is not None
