@@ -129,8 +129,8 @@ def _schedule(spec: ScheduleSpec) -> str:
         f"{spec.lr_decay_to:g}, power_onset_fraction {onset}. Origin: {spec.origin}.",
     ]
     lines.append(
-        "Along a batch ramp call `apply_ramped_schedule_(optimizer, tokens, batch_tokens)`. It scales η by √(b/b_end) at "
-        "every step (arXiv 2507.22448). No proxy was tuned with a ramp."
+        "Along a batch ramp call `apply_ramped_schedule_(optimizer, tokens, batch_tokens)`. It scales η by √(b/b_end) "
+        "at every step (arXiv 2507.22448). No proxy was tuned with a ramp."
     )
     if spec.batch_tokens and spec.lr_tuned_at_batch_tokens:
         factor = batch_lr_factor(spec.batch_tokens, spec.lr_tuned_at_batch_tokens)
