@@ -18,7 +18,8 @@ from mup_tune.files import FrozenModel, dump_yaml, read_yaml, validated
 from mup_tune.multipliers import FALCON_H1_BASE, MULTIPLIER_NAMES, MULTIPLIERS, Base, DepthRule
 from mup_tune.shape import Shape
 
-PositiveFloat = Annotated[float, Field(gt=0)]
+# Strict: `true` and "0.35" are no numbers. The bounds keep all that is computed of them finite and above 0.
+PositiveFloat = Annotated[float, Field(ge=1e-30, le=1e30, strict=True)]
 ETA, LAMBDA = 1.28e-3, 0.1  # arXiv 2507.22448: WD 0.1; the LR stands in a launch script of the Falcon-H1 team
 ELR_0, EWD_0 = sqrt(ETA * LAMBDA), sqrt(LAMBDA / ETA)
 GLOBAL_AXES = ("elr", "ewd", "rope_base")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mup_tune.errors import UserError
-from mup_tune.files import FrozenModel, find, parse_yaml, read_yaml, validated, write_atomic
+from mup_tune.files import FrozenModel, dump_yaml, find, parse_yaml, read_yaml, validated, write_atomic
 from mup_tune.shape import Shape, load_shape
 
 
@@ -21,6 +21,46 @@ class _Outer(FrozenModel):
 def test_exponents_without_a_dot_are_numbers() -> None:
     assert parse_yaml("[1e-3, 1E6, -2e+4, 1.5e-3]", "x") == [1e-3, 1e6, -2e4, 1.5e-3]
     assert parse_yaml("[1e, e3, 12e3x, '1e-3']", "x") == ["1e", "e3", "12e3x", "1e-3"]
+
+
+def test_numbers_are_those_of_yaml_1_2() -> None:
+    assert parse_yaml("[0, -5, +3, 1_000, .5, 1., -.inf]", "x") == [0, -5, 3, 1000, 0.5, 1.0, float("-inf")]
+    strings = ["010", "1:30", "0x_", "0x10", "2026-13-45", "2026-11-26", "1.5.2"]
+    assert parse_yaml(f"[{', '.join(strings)}]", "x") == strings
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("? [a]\n: 1", "a list or mapping cannot be a key"),
+        ("? {a: 1}\n: 2", "a list or mapping cannot be a key"),
+        ("!!int abc", "invalid literal"),
+        ("9" * 5000, "4300 digits"),
+        ("[" * 2000, "recursion"),
+        ("a: \x07", "special characters are not allowed"),
+        ("!!python/object:os.system {}", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_is_none_is_one_line(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        parse_yaml(text, "plan.yaml")
+    assert str(error.value).startswith("plan.yaml: ")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_written_reads_back_as_it_was() -> None:
+    data = {
+        "a": "1e3",
+        "b": "010",
+        "c": "1:30",
+        "d": 1e-3,
+        "e": "5",
+        "f": 1e11,
+        "g": ".5",
+        "h": "2026-11-26",
+        "i": "no",
+    }
+    assert parse_yaml(dump_yaml(data), "x") == data
 
 
 def test_a_key_given_twice_is_an_error() -> None:

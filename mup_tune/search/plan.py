@@ -17,7 +17,7 @@ from mup_tune.files import FrozenModel, content_hash, find, parse_yaml, read_yam
 from mup_tune.findings import State
 from mup_tune.roles import role_table
 from mup_tune.search.rehearsal import Rehearsal, rehearse
-from mup_tune.search.stage import Context, Stage
+from mup_tune.search.stage import Context, Stage, each_once
 from mup_tune.settings import Settings, load_settings
 from mup_tune.shape import NonNegative, Shape, load_shape
 from mup_tune.trial import Budget
@@ -40,7 +40,7 @@ class Header(FrozenModel):
     proxy: str
     start: str = "untuned"
     target: str | None = None
-    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1), each_once("seed")]
     budget: Budget
     stages: Annotated[list[dict[str, Any]], Field(min_length=1)]
 
@@ -198,20 +198,21 @@ def _assign(data: dict[str, Any], assignment: str) -> None:
         raise UserError(f"{assignment!r} is not of the form key=value, e.g. budget.total_tokens=1e6", field="--set")
     *parents, last = path.split(".")
     where: Any = data
-    for part in [*parents, last]:
-        container = where
-        if isinstance(container, list):
-            if not part.isdigit() or int(part) >= len(container):
-                raise UserError(f"{path!r}: {part!r} is not an index below {len(container)}", field="--set")
-            key: Any = int(part)
-        elif isinstance(container, dict):
-            key = part
-        else:
-            raise UserError(f"{path!r}: there is nothing below {part!r}", field="--set")
-        if part is last:
-            container[key] = parse_yaml(text, f"--set {assignment}")
-            return
-        where = container[key] if isinstance(container, list) else container.setdefault(key, {})
+    for part in parents:
+        key: Any = _key(where, part, path)
+        where = where[key] if isinstance(where, list) else where.setdefault(key, {})
+    where[_key(where, last, path)] = parse_yaml(text, f"--set {assignment}")
+
+
+def _key(container: Any, part: str, path: str) -> str | int:
+    """``part`` of ``path`` as a key of ``container``: a name, or the index of a list's entry."""
+    if isinstance(container, dict):
+        return part
+    if not isinstance(container, list):
+        raise UserError(f"{path!r}: there is nothing below {part!r}", field="--set")
+    if not (part.isascii() and part.isdigit() and len(part) < 10 and int(part) < len(container)):
+        raise UserError(f"{path!r}: {part!r} is not an index below {len(container)}", field="--set")
+    return int(part)
 
 
 def _sources(given: Any, path: str | Path) -> Any:

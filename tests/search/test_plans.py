@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mup_tune.search.stages.elr_ewd import ElrEwd
 from mup_tune.search.stages.micro import Micro
 from mup_tune.search.stages.surface import SurfaceStage
 from mup_tune.search.stages.validate import Validate
+from mup_tune.settings import load_settings
 
 SHIPPED = [
     (path.stem, scale)
@@ -193,3 +195,38 @@ def test_an_unknown_scale_names_the_ones_there_are(tmp_path: Path) -> None:
         plan(tmp_path, scale="bgi")
     with pytest.raises(UserError, match=r"this plan has no scales\. Leave it out"):
         plan(tmp_path, PLAN.split("scales:")[0], scale="big")
+
+
+def test_an_assignment_may_name_one_index_twice() -> None:
+    whole = load_plan("falcon_h1", "cpu")
+    assert load_plan("falcon_h1", "cpu", ("stages.2.offsets.2=0",)).hash == whole.hash
+    wider = load_plan("falcon_h1", "cpu", ("stages.2.offsets.4=6",)).stages[2]
+    assert isinstance(wider, Micro)
+    assert wider.offsets == (-4, -2, 0, 2, 6)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("seeds=[0, 0]", "names a seed twice"),
+        ("stages.².kind=micro", "'²' is not an index below 7"),
+        ("stages.99.kind=micro", "'99' is not an index below 7"),
+        ("start.x=1", "there is nothing below 'x'"),
+        ("seeds=[010]", "'010' is not allowed"),
+        ("budget.total_tokens=1:30", "'1:30' is not allowed"),
+        ("budget.total_tokens=!!int abc", "not valid YAML"),
+    ],
+)
+def test_nonsense_in_an_assignment_is_named(assignment: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_plan("falcon_h1", "cpu", (assignment,))
+
+
+@pytest.mark.parametrize("value", ["true", "'0.35'", "5e-324", "1e308", ".inf", "0", "-1"])
+def test_multipliers_are_numbers_within_bounds(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "settings.yaml"
+    text = load_plan("quickstart").start.to_yaml()
+    path.write_text(text.replace("  key: 1.0\n", f"  key: {value}\n"))
+    assert path.read_text() != text
+    with pytest.raises(UserError, match=r"multipliers\.key"):
+        load_settings(str(path), None)
