@@ -19,11 +19,10 @@ OUTCOMES = {
 
 
 def summary(finding: Finding) -> list[str]:
+    """The verdict, a paragraph a Shape, and the trends."""
     result = result_of(finding, Validation)
-    said = [_verdict(result)]
-    for at in result.shapes:
-        said += _at(finding, result, at)
-    return said + [_trend(trend) for trend in result.trends]
+    shapes = [" ".join(_at(finding, result, at)) for at in result.shapes]
+    return [_verdict(result), *shapes, *map(_trend, result.trends)]
 
 
 def headline(finding: Finding) -> Headline:
@@ -46,21 +45,19 @@ def _listed(names: Sequence[str]) -> str:
 
 def _at(finding: Finding, result: Validation, at: AtShape) -> list[str]:
     """The sentences on one Shape."""
-    here, counted = f"At {'the proxy, ' if at.is_proxy else ''}{at.shape.size}", f" ({at.parameters:,} parameters)"
-    said = [f"{here}, against {each.reference}: {verdict(finding, each)}." for each in at.comparisons]
-    said[0] = said[0].replace(here, here + counted, 1)
+    first, *others = (f"against {each.reference}: {verdict(finding, each)}." for each in at.comparisons)
+    here = f"{'the proxy, ' if at.is_proxy else ''}{at.shape.size} ({at.parameters:,} parameters)"
+    said = [f"At {here}, {first}", *(f"A{other[1:]}" for other in others)]
     if at.tokens is not None:
-        said.append(f"{here}: {confirmation.tokens(at.tokens)}.")
+        said.append(f"{confirmation.tokens(at.tokens)}.")
     size = next(each for each in result.elr.sizes if each.label == at.shape.size)
     if size.drift is not None:
-        told = f"the best ELR of the tuned Settings drifts by {log2(size.drift)} from the proxy's"
+        told = f"The best ELR of the tuned Settings drifts by {log2(size.drift)} from the proxy's"
         span = size.points[-1].offset - size.points[0].offset
         unknown = size.drift.high - size.drift.low > span
-        said.append(f"{here}: {told}{', which is not known from so few seeds' if unknown else ''}.")
+        said.append(f"{told}{', which is not known from so few seeds' if unknown else ''}.")
     regret = regret_of(at)
-    if regret:
-        said.append(f"{here}: {regret}.")
-    return said
+    return [*said, f"{regret[0].upper()}{regret[1:]}."] if regret else said
 
 
 def regret_of(at: AtShape) -> str:

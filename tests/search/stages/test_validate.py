@@ -124,7 +124,7 @@ def test_what_re_tuning_gains_is_the_regret_of_carrying() -> None:
     assert wide.comparison.outcome == "better"
     assert wide.comparison.gain.value == pytest.approx(0.03, rel=0.1)
     assert wide.prediction.joint["embedding"] == pytest.approx(1.0, abs=0.1)
-    assert any("re-tuning there gains 0.0" in sentence for sentence in summary(found))
+    assert any("Re-tuning there gains 0.0" in sentence for sentence in summary(found))
 
 
 def test_the_most_sensitive_axes_are_re_tuned_or_the_named_ones() -> None:
