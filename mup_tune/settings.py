@@ -11,15 +11,24 @@ from math import sqrt
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from mup_tune.errors import UserError, unknown
 from mup_tune.files import FrozenModel, dump_yaml, read_yaml, validated
 from mup_tune.multipliers import FALCON_H1_BASE, MULTIPLIER_NAMES, MULTIPLIERS, Base, DepthRule
 from mup_tune.shape import Shape
 
-# Strict: `true` and "0.35" are no numbers. The bounds keep all that is computed of them finite and above 0.
-PositiveFloat = Annotated[float, Field(ge=1e-30, le=1e30, strict=True)]
+LEAST, MOST = 1e-30, 1e30  # of a setting: all that is computed of settings stays finite and above 0
+
+
+def _within(value: float) -> float:
+    if not LEAST <= value <= MOST:
+        raise ValueError(f"{value:g} is not allowed: a setting lies between {LEAST:g} and {MOST:g}")
+    return value
+
+
+# Strict: `true` and "0.35" are no numbers.
+PositiveFloat = Annotated[float, Field(gt=0, strict=True), AfterValidator(_within)]
 ETA, LAMBDA = 1.28e-3, 0.1  # arXiv 2507.22448: WD 0.1; the LR stands in a launch script of the Falcon-H1 team
 ELR_0, EWD_0 = sqrt(ETA * LAMBDA), sqrt(LAMBDA / ETA)
 GLOBAL_AXES = ("elr", "ewd", "rope_base")

@@ -23,7 +23,8 @@ def prepare(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT…", help="Text, .jsonl (both also .gz, .zst), .parquet, folders of them, or Megatron pairs."
+            metavar="INPUT…",
+            help="Text, JSON Lines (both also .gz, .zst), Parquet, folders of them, or Megatron pairs.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Corpus folder to write.")],
@@ -42,9 +43,10 @@ def prepare(
 ) -> None:
     """Tokenize text, or adopt Megatron .bin/.idx pairs as they lie, and split off documents for validation.
 
-    One text file is one document, and so is the `text` of one line of JSONL or one row of Parquet. Compressed
-    files (x.txt.gz, x.jsonl.zst) are read as they are. A document's side of the split follows from its
-    content alone. Hidden, binary and empty files are skipped and counted.
+    One text file is one document, and so is the `text` of one line of JSON Lines or one row of Parquet.
+    Compressed files (x.txt.gz, x.jsonl.zst) are read as they are. JSON Lines are told by their name (.jsonl,
+    .ndjson) or by their first two lines, and what could be either is refused. A document's side of the split
+    follows from its content alone. Hidden, binary and empty files are skipped and counted.
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 

@@ -1,4 +1,4 @@
-"""Documents of one input file, streamed: text, JSONL and Parquet, the first two also as .gz and .zst."""
+"""Documents of one input file, streamed: text, JSON Lines and Parquet, the first two also compressed."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
+from mup_tune.data.kinds import COLUMN, codec_of, kind_of
 from mup_tune.errors import UserError
 
 Advance = Callable[[int], None]  # told how many input bytes were just read, as they lie on disk
 SNIFF = 1 << 13
-CODECS = {".gz": "gzip", ".zst": "zstd"}
-COLUMN = "text"  # of a Parquet file, and the field of a JSONL record
 BUFFER = 1 << 20
 
 
 def read(path: Path, skipped: Counter[str], advance: Advance) -> Iterator[str]:
-    """The documents of ``path``, possibly empty ones, by its suffix; holds one of them at a time.
+    """The documents of ``path``, possibly empty ones, by its kind; holds one of them at a time.
 
     Raises:
         UserError: names the file, and the line or column, that cannot be read or decompressed.
     """
-    codec = CODECS.get(path.suffix)
-    suffix = path.with_suffix("").suffix if codec else path.suffix
-    if suffix == ".parquet" and codec:
-        raise UserError(f"is a Parquet file inside {codec}", file=path, fix="Unpack it: Parquet compresses by itself")
-    reader = {".jsonl": _lines, ".parquet": _rows}.get(suffix, _whole)
+    codec: str | None = None
     try:
+        codec, suffix = codec_of(path)
+        with _opened(path, codec) as (content, _):
+            kind = kind_of(path, suffix, codec, content)
+        reader = {"lines": _lines, "parquet": _rows, "text": _whole}[kind]
         yield from reader(path, codec, skipped, advance)
     except OSError as error:
         if error.errno is not None:
@@ -39,7 +38,7 @@ def read(path: Path, skipped: Counter[str], advance: Advance) -> Iterator[str]:
 
 
 @contextmanager
-def _opened(path: Path, codec: str | None) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def _opened(path: Path, codec: str | None) -> Iterator[tuple[io.BufferedReader, BinaryIO]]:
     """(the content, the file it is read from): the same without a codec."""
     with path.open("rb") as raw:
         if codec is None:
@@ -50,7 +49,7 @@ def _opened(path: Path, codec: str | None) -> Iterator[tuple[BinaryIO, BinaryIO]
         if not path.stat().st_size:  # arrow takes it for compressed nothing; an interrupted copy leaves such files
             raise UserError(f"is empty, without even a {codec} header", file=path, fix="Fetch it anew")
         with io.BufferedReader(pyarrow.CompressedInputStream(raw, codec), BUFFER) as content:
-            yield cast("BinaryIO", content), raw
+            yield content, raw
 
 
 def _whole(path: Path, codec: str | None, skipped: Counter[str], advance: Advance) -> Iterator[str]:

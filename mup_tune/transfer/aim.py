@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from mup_tune.errors import UserError
 from mup_tune.model.hf import hf_config
 from mup_tune.multipliers import DepthRule
 from mup_tune.roles import RoleTable, role_table
@@ -61,8 +59,7 @@ def aim(
         depth_rule: None keeps that of the Settings.
 
     Raises:
-        UserError: a rule that lacks what it needs, a Shape that ``transformers`` cannot build, or a number
-            that is not finite at the target.
+        UserError: a rule that lacks what it needs, or a Shape that ``transformers`` cannot build.
     """
     settings = applied.with_depth_rule(tuned, depth_rule)
     found: list[Rule] = [*applied.width_rules(settings, target), *applied.depth_rules(settings, target)]
@@ -75,7 +72,6 @@ def aim(
     if tie_gate_up and (tied := applied.tie_rule(settings)):
         settings, found = applied.tie_gate_up(settings), [*found, tied]
     table = role_table(target, settings)
-    _check_finite(table)
     optimizer = optimizer_file(table, tuned.budget)
     schedule = optimizer.schedule.aimed(batch_tokens, tokens)
     provenance = Provenance(
@@ -148,22 +144,3 @@ def warnings(
             "--tokens to have the horizon judged"
         )
     return found
-
-
-def _check_finite(table: RoleTable) -> None:
-    """A number that overflows at the target would train to NaN without a word."""
-    for row in table.rows:
-        for field in ("lr", "weight_decay", "eps", "multiplier", "init_std"):
-            value = getattr(row, field)
-            if value is not None and not math.isfinite(value):
-                raise UserError(
-                    f"{field} of {row.parameter} is {value} at this target",
-                    field="settings",
-                    fix="Correct elr, ewd and the multipliers of its group",
-                )
-            if field in ("lr", "eps", "multiplier") and value == 0:
-                raise UserError(
-                    f"{field} of {row.parameter} is 0 at this target",
-                    field="settings",
-                    fix="Correct elr, ewd and the multipliers of its group",
-                )

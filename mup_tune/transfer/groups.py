@@ -15,12 +15,13 @@ from mup_tune.errors import UserError
 from mup_tune.files import FrozenModel
 from mup_tune.multipliers import COMPLETEP, FORWARD
 from mup_tune.roles import Distribution, Role, RoleTable
-from mup_tune.settings import PositiveFloat, Settings
+from mup_tune.settings import Settings
 from mup_tune.shape import Positive
 from mup_tune.transfer.provenance import Provenance, Rule
 from mup_tune.trial import Budget
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]  # computed of settings, so without their bounds
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

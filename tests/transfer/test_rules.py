@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import pytest
+from pydantic import ValidationError
 
 from mup_tune.errors import UserError
 from mup_tune.multipliers import FORWARD
 from mup_tune.roles import role_table
-from mup_tune.settings import Settings
+from mup_tune.settings import LEAST, MOST, Settings
 from mup_tune.shape import Shape
 from mup_tune.transfer.aim import Aimed, aim
 from mup_tune.transfer.resolve import Tuned
@@ -107,7 +109,11 @@ def test_tied_gate_and_up_are_the_geometric_means(source: Tuned, target: Shape) 
     ]
 
 
-def test_numbers_that_overflow_are_refused(source: Tuned, target: Shape) -> None:
-    huge = Settings.model_validate({**source.settings.model_dump(), "elr": 1e300, "ewd": 1e-300})
-    with pytest.raises(UserError, match=r"settings: lr of model\.embed_tokens\.weight is inf at this target"):
-        aim(replace(source, settings=huge), target)
+def test_settings_at_their_bounds_stay_finite_at_the_target(source: Tuned, target: Shape) -> None:
+    data = source.settings.model_dump()
+    for elr, ewd in ((MOST, LEAST), (LEAST, MOST), (MOST, MOST)):
+        wild = Settings.model_validate({**data, "elr": elr, "ewd": ewd})
+        table = aim(replace(source, settings=wild), target).table
+        assert all(0 < row.lr < inf and row.weight_decay < inf and 0 < row.multiplier < inf for row in table.rows)
+    with pytest.raises(ValidationError, match=r"1e\+31 is not allowed: a setting lies between 1e-30 and 1e\+30"):
+        Settings.model_validate({**data, "elr": 1e31})
