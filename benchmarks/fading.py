@@ -23,7 +23,7 @@ from mup_tune.files import write_atomic
 from mup_tune.findings import Comparison
 from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.run.folder import RunFolder
-from mup_tune.run.journal import Journal
+from mup_tune.run.journal import last_state
 from mup_tune.search.plan import Header, Plan
 from mup_tune.search.stages.confirm import Confirm
 from mup_tune.settings import GLOBAL_AXES, Settings
@@ -85,9 +85,7 @@ def shares(
 ) -> tuple[Comparison, ...]:
     """The tuned Settings over themselves without each branch, and over the whole reference, at one width."""
     folder = RunFolder.open(run)
-    journal = Journal(folder, writable=False)
-    state, record = journal.state(), folder.plan
-    journal.close()
+    state, record = last_state(folder), folder.plan
     if state is None or reference not in state.references:
         raise UserError(f"has no reference {reference!r}", file=run, field="--reference")
     against = {**taken_back(state.incumbent, state.references[reference]), WHOLE: state.references[reference]}

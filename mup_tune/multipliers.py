@@ -157,6 +157,11 @@ class Multiplier:
         return (MATRICES | EMBEDDINGS | VECTORS)[self.parameter]
 
     @property
+    def config_path(self) -> str:
+        """Where ``config.json`` holds a forward multiplier: ``mlp_multipliers[0]``."""
+        return self.config_field if self.config_index is None else f"{self.config_field}[{self.config_index}]"
+
+    @property
     def needs_ssm(self) -> bool:
         """Whether it acts on the Mamba-2 branch alone, so that it does nothing where d_ssm = 0."""
         return self.branch == "ssm"

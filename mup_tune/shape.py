@@ -155,7 +155,6 @@ def scaled(shape: Shape, width: int, depth: int | None = None) -> Shape:
         if count % unit.get(field, 1) or (count < 1 and getattr(shape, field)):
             raise UserError(
                 f"width {width} would make {field} of {shape.name!r} {count:g}, which has to be rounded",
-                field="--widths",
                 fix=f"Use widths in the proportion of d_model = {shape.d_model} to its head counts",
             )
     sizes = {field: int(count) for field, count in counts.items()}

@@ -10,7 +10,7 @@ import typer
 
 from mup_tune.cli.options import CorpusOption, FamilyOption, JsonOption, SettingsOption, one_of
 from mup_tune.cli.output import console, err_console, print_json, print_rows
-from mup_tune.errors import UserError
+from mup_tune.errors import UserError, located
 from mup_tune.files import dump_yaml, write_atomic
 from mup_tune.multipliers import DepthRule
 from mup_tune.settings import Settings, load_settings
@@ -62,7 +62,8 @@ def coordinate(
     family = load_shape(shape)
     direction: Direction = "depth" if depths else "width"
     wanted = sizes(depths, "--depths") if depths else sizes(widths, "--widths")
-    shapes = [scaled(family, family.d_model, size) if depths else scaled(family, size) for size in wanted]
+    with located(field=f"--{direction}s"):
+        shapes = [scaled(family, family.d_model, size) if depths else scaled(family, size) for size in wanted]
     tuned = load_settings(settings, family)
     if depth_rule is not None:
         tuned = tuned.model_copy(update={"depth_rule": depth_rule})

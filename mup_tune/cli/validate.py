@@ -104,15 +104,13 @@ def _plan(run: Path, fields: dict[str, object], against: list[str]) -> Plan:
     """A plan of one ``validate`` stage that starts where ``run`` ended, everything in it checked."""
     from mup_tune.files import validated
     from mup_tune.run.folder import RunFolder
-    from mup_tune.run.journal import Journal
+    from mup_tune.run.journal import last_state
     from mup_tune.search.plan import Header, Plan
     from mup_tune.search.stage import Context
     from mup_tune.search.stages.validate import Validate
 
     folder = RunFolder.open(run)
-    journal = Journal(folder, writable=False)
-    state, record = journal.state(), folder.plan
-    journal.close()
+    state, record = last_state(folder), folder.plan
     if state is None:
         raise UserError("no stage of this run has concluded, so there is nothing to validate", file=run)
     names = against or [name for name in USUAL if name in state.references]

@@ -17,9 +17,8 @@ from mup_tune.errors import UserError
 from mup_tune.files import read_json, write_atomic
 from mup_tune.model import hf
 from mup_tune.model.falcon_h1 import Population
+from mup_tune.model.hf import CONFIG, INDEX, WEIGHTS
 from mup_tune.roles import RoleTable
-
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
 def save_checkpoint(population: Population, member: int, table: RoleTable, folder: Path) -> None:

@@ -24,6 +24,8 @@ from mup_tune.multipliers import FORWARD
 from mup_tune.roles import HF_NAMES, Role, RoleTable
 from mup_tune.shape import Shape
 
+# The files of a checkpoint folder, INDEX where its weights are in several.
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # Fields of a config that change no logit and no gradient: names, limits, and ids of a tokenizer.
 NO_FUNCTION = {
     "architectures",

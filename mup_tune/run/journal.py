@@ -248,6 +248,15 @@ class Journal:
         return storage
 
 
+def last_state(folder: RunFolder) -> State | None:
+    """What a run's last concluded stage handed on, for who reads nothing else."""
+    journal = Journal(folder, writable=False)
+    try:
+        return journal.state()
+    finally:
+        journal.close()
+
+
 def _hashes(pack: Pack) -> list[str]:
     return [trial.hash for trial in pack.trials]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from mup_tune.errors import UserError
 from mup_tune.transfer.aim import Aimed
-from mup_tune.transfer.checkpoint import write_step_0
 from mup_tune.transfer.format import Format
 from mup_tune.transfer.provenance import Evidence, Rule
 from mup_tune.transfer.readme import readme
+from mup_tune.transfer.step_0 import write_step_0
 
 
 @dataclass(frozen=True)

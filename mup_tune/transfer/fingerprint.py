@@ -54,8 +54,7 @@ class Fault:
 
     @property
     def field(self) -> str:
-        each = FORWARD[self.multiplier]
-        return each.config_field + ("" if each.config_index is None else f"[{each.config_index}]")
+        return FORWARD[self.multiplier].config_path
 
     def __str__(self) -> str:
         return f"{self.multiplier} is {self.kind}: {self.field}, {FORWARD[self.multiplier].about}"

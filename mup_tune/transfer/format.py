@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mup_tune.errors import UserError
+from mup_tune.model.hf import CONFIG
 from mup_tune.settings import Settings
 from mup_tune.transfer.aim import Aimed
 from mup_tune.transfer.groups import Group
-
-CONFIG = "config.json"
 
 
 class Format(ABC):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from mup_tune.files import FrozenModel
+from mup_tune.findings import Outcome
 from mup_tune.stats import Interval
 
-Verdict = Literal["better", "worse", "unclear", "unmeasured", "unconfirmed"]
+Verdict = Outcome | Literal["unconfirmed"]
 
 
 class Rule(FrozenModel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import sqrt
 
 from mup_tune.errors import UserError
-from mup_tune.multipliers import COMPLETEP, FORWARD, LR_OF, REPORT, WD_OF, DepthRule, Multiplier, forward_at
+from mup_tune.multipliers import COMPLETEP, FORWARD, LR_OF, REPORT, WD_OF, DepthRule, forward_at
 from mup_tune.roles import hidden_std
 from mup_tune.schedule import Horizon, batch_lr_factor
 from mup_tune.settings import Settings
@@ -31,7 +31,12 @@ FAN_IN = {
 def width_rules(settings: Settings, target: Shape) -> list[Rule]:
     """The width factor of every forward multiplier that has one, and the init's."""
     rules = [
-        Rule(name=f"width.{name}", what=f"{_field(each)} ∝ {each.rule.formula}", factor=factor, source=each.rule.source)
+        Rule(
+            name=f"width.{name}",
+            what=f"{each.config_path} ∝ {each.rule.formula}",
+            factor=factor,
+            source=each.rule.source,
+        )
         for name, each in forward_at(target).items()
         if each.rule.formula != "1"
         for factor in [each.rule.factor(target, settings.base)]
@@ -45,12 +50,6 @@ def width_rules(settings: Settings, target: Shape) -> list[Rule]:
         what = f"init std of {whose} ∝ √({size}/{size}₀)"
         rules.append(Rule(name=f"init.{size}", what=what, factor=factor, source="arXiv 2203.03466 Table 8"))
     return rules
-
-
-def _field(multiplier: Multiplier) -> str:
-    """Where ``config.json`` holds it."""
-    index = "" if multiplier.config_index is None else f"[{multiplier.config_index}]"
-    return f"{multiplier.config_field}{index}"
 
 
 def with_depth_rule(tuned: Tuned, asked: DepthRule | None) -> Settings:

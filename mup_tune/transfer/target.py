@@ -9,10 +9,10 @@ from typing import Any
 
 from mup_tune.errors import UserError, located
 from mup_tune.files import read_json, shipped, validated
+from mup_tune.model.hf import CONFIG
 from mup_tune.model.layers import RMS_NORM_EPS
 from mup_tune.shape import RELEASED, Shape, load_shape
 
-CONFIG = "config.json"
 # What exports have at one value only, that of every released Falcon-H1: the role table knows no other.
 ONLY = {
     "attention_bias": False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from dataclasses import replace
@@ -19,12 +20,12 @@ from mup_tune.errors import UserError
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 from mup_tune.transfer.aim import Aimed, aim
-from mup_tune.transfer.checkpoint import write_step_0
 from mup_tune.transfer.export import export
 from mup_tune.transfer.format import Format
 from mup_tune.transfer.formats import formats
 from mup_tune.transfer.load import load_transfer
 from mup_tune.transfer.resolve import Tuned, resolve
+from mup_tune.transfer.step_0 import write_step_0
 from mup_tune.trial import Budget
 from mup_tune.version import VERSION
 
@@ -175,8 +176,10 @@ def test_torchtitans_groups_are_the_role_tables_under_any_prefix(folder: Path, a
 
 
 @pytest.mark.parametrize("file", ["megatron_overrides.py", "torchtitan_groups.py"])
-def test_the_loaders_are_python(file: str, folder: Path) -> None:
-    compile((folder / file).read_text(), file, "exec")
+def test_the_loaders_are_python_and_read_the_file_beside_them(file: str, folder: Path) -> None:
+    tree = ast.parse((folder / file).read_text())
+    named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert [each for each in named if each.endswith(".json") and (folder / each).is_file()]
 
 
 def test_a_step_0_checkpoint_is_what_init_weights_draws(folder: Path, aimed: Aimed, tmp_path: Path) -> None:
@@ -200,9 +203,9 @@ def test_a_step_0_checkpoint_is_what_init_weights_draws(folder: Path, aimed: Aim
 def test_a_checkpoint_that_does_not_fit_leaves_no_export(
     aimed: Aimed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mup_tune.transfer import checkpoint
+    from mup_tune.transfer import step_0
 
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(step_0.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
     with pytest.raises(UserError, match="--init-seed: the step-0 checkpoint takes"):
         export(aimed, tmp_path / "out", formats(["hf"]), init_seed=0)
     assert not list(tmp_path.iterdir())

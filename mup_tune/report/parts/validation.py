@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mup_tune.findings import Comparison, Finding
+from mup_tune.findings.basins import BasinSize
 from mup_tune.findings.validation import AtShape, Trend, Validation
 from mup_tune.report.parts import confirmation
 from mup_tune.report.words import Headline, log2, nats, opposite, result_of
@@ -21,7 +22,8 @@ OUTCOMES = {
 def summary(finding: Finding) -> list[str]:
     """The verdict, a paragraph a Shape, and the trends."""
     result = result_of(finding, Validation)
-    shapes = [" ".join(_at(finding, result, at)) for at in result.shapes]
+    places = zip(result.shapes, result.elr.sizes, strict=True)
+    shapes = [" ".join(_at(finding, at, size)) for at, size in places]
     return [_verdict(result), *shapes, *map(_trend, result.trends)]
 
 
@@ -43,14 +45,13 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _at(finding: Finding, result: Validation, at: AtShape) -> list[str]:
+def _at(finding: Finding, at: AtShape, size: BasinSize) -> list[str]:
     """The sentences on one Shape."""
     first, *others = (f"against {each.reference}: {verdict(finding, each)}." for each in at.comparisons)
     here = f"{'the proxy, ' if at.is_proxy else ''}{at.shape.size} ({at.parameters:,} parameters)"
     said = [f"At {here}, {first}", *(f"A{other[1:]}" for other in others)]
     if at.tokens is not None:
         said.append(f"{confirmation.tokens(at.tokens)}.")
-    size = next(each for each in result.elr.sizes if each.label == at.shape.size)
     if size.drift is not None:
         told = f"The best ELR of the tuned Settings drifts by {log2(size.drift)} from the proxy's"
         span = size.points[-1].offset - size.points[0].offset

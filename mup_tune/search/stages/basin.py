@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
-from mup_tune.errors import UserError, as_value_error
+from mup_tune.errors import UserError, as_value_error, located
 from mup_tune.findings import Comparison, State
 from mup_tune.findings.basins import Basins
 from mup_tune.multipliers import MULTIPLIERS
@@ -64,11 +64,12 @@ class BasinCheck(Stage):
 
     def sizes(self, context: Context) -> list[tuple[str, Shape]]:
         """(label, Shape), fewest parameters first; a :class:`UserError` where a size has to be rounded."""
-        found = [
-            (f"d{width}" + (f" L{depth}" if depth else ""), scaled(context.shape, width, depth))
-            for width in self.widths
-            for depth in self.depths or (None,)
-        ]
+        with located(field="widths"):
+            found = [
+                (f"d{width}" + (f" L{depth}" if depth else ""), scaled(context.shape, width, depth))
+                for width in self.widths
+                for depth in self.depths or (None,)
+            ]
         return sorted(found, key=lambda size: size[1].parameters())
 
     def most(self, expected: int, context: Context, state: State) -> int:

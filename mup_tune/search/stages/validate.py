@@ -260,10 +260,7 @@ def _sized(proxy: Shape, field: str, width: float, depth: float) -> Shape:
                 raise UserError(f"makes {what} {size:g}, which is no whole number", fix="Use another factor")
         if width == proxy.d_model:
             return proxy.model_copy(update={"n_layers": int(depth), "name": f"{proxy.name}-L{int(depth)}"})
-        try:
-            return scaled(proxy, int(width))
-        except UserError as error:
-            raise UserError(error.problem, fix=error.fix) from None
+        return scaled(proxy, int(width))
 
 
 def _trends(shapes: Sequence[AtShape]) -> Iterator[Trend]:

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from mup_tune.errors import UserError
+from mup_tune.model.hf import INDEX, WEIGHTS
 from mup_tune.model.init import draw_
 from mup_tune.roles import RoleTable
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 FLOAT32 = 4  # bytes; draws are float32, and trainers keep masters in it
 
