@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -301,6 +303,8 @@ def test_one_run_of_it_all(scripts, monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(falcon, name, getattr(falcon, name))  # put back afterwards
     monkeypatch.setattr(scripts.sides, "FusedStep", in_pytorch)
     monkeypatch.setattr(scripts.rounds, "VISIT_S", 0.01)
+    clock = itertools.count(time.perf_counter(), 0.01)  # the slice has as many steps on every machine
+    monkeypatch.setattr(scripts.gpu, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     (tmp_path / "tiny.yaml").write_text(TINY)
     report = tmp_path / "gpu.json"
     size = ["--sizes", str(tmp_path / "tiny.yaml"), "--tokens", "64", "--seq-len", "32"]
@@ -314,7 +318,7 @@ def test_one_run_of_it_all(scripts, monkeypatch, tmp_path, capsys):
         assert len(side["seconds"]) == 2
         assert 2 < side["loss"] < 5  # ln 40 = 3.7
     assert ours["over_baseline"] == pytest.approx(ours["tokens_per_s"] / base["tokens_per_s"])
-    assert written["slice"]["steps"] > 1
+    assert written["slice"]["steps"] == pytest.approx(200, abs=1)
     assert written["slice"]["last_loss"] < written["slice"]["first_loss"]
     assert "tokens/s" in printed
     assert "without a break" in printed
