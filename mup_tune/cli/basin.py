@@ -75,7 +75,7 @@ def basin(
     from mup_tune.report.page import write
     from mup_tune.report.parts.basins import leading
     from mup_tune.report.words import result_of, summary
-    from mup_tune.run.tables import load_run
+    from mup_tune.run.view import load_run
 
     write(load_run(folder), folder / "report.html")
     result = result_of(finding, Basins)

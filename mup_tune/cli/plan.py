@@ -89,7 +89,7 @@ def _measured(run: Path | None) -> float | None:
     """
     if run is None:
         return None
-    from mup_tune.run.tables import load_run
+    from mup_tune.run.view import load_run
 
     found = [each.sigma_delta for each in load_run(run).findings if each.sigma_delta is not None]
     if not found:

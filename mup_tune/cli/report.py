@@ -23,14 +23,9 @@ def report(
     The page needs no network and no server. A run still in progress gives a page on what is known so far.
     """
     from mup_tune.report.page import write
-    from mup_tune.run.folder import RunFolder
-    from mup_tune.run.journal import Journal
-    from mup_tune.run.tables import FINDINGS, load_run, write_tables
+    from mup_tune.run.view import load_run
 
     file = out or run / "report.html"
-    folder = RunFolder.open(run)
-    if not (folder.tables / FINDINGS).is_file():  # its first stage has not ended
-        write_tables(folder, Journal(folder, writable=False))
     write(load_run(run), file)
     say(str(file))
     if show:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,9 +73,7 @@ def status(run: RunArgument, json: JsonOption = False) -> None:
         "run": str(run),
         "live": folder.is_live(),
         "complete": bool(journal.get_note("complete")),
-        "trials": len(journal.rows),
-        "diverged": sum(not row.ok for row in journal.rows.values()),
-        "best_loss": min((row.loss for row in journal.rows.values() if row.ok), default=None),
+        **asdict(journal.tally()),
         "stages": [
             {
                 "stage": stage,

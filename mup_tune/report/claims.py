@@ -10,8 +10,8 @@ from mup_tune.findings import Comparison, Finding
 from mup_tune.findings.confirmation import Confirmation, TokenGain
 from mup_tune.report import formats, words
 from mup_tune.report.parts import confirmation as said
-from mup_tune.run.tables import RunView
 from mup_tune.run.verdict import OUTCOMES, last_confirmation
+from mup_tune.run.view import RunView
 from mup_tune.stats.tokens import TokensSaved
 
 MEASURES = "This run measures; it claims no gain, which takes a confirmation on fresh seeds."

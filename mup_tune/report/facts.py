@@ -11,7 +11,7 @@ import pandas as pd
 from mup_tune.report import formats
 from mup_tune.report.figures.curves import Curve
 from mup_tune.run.description import CorpusRecord, PlanRecord, SourceRecord
-from mup_tune.run.tables import RunView
+from mup_tune.run.view import RunView
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 from mup_tune.trial import Trial

@@ -21,8 +21,8 @@ from mup_tune.report.figures.axes import Bar, axis_panel, intervals
 from mup_tune.report.figures.curves import Curve, learning_curves
 from mup_tune.report.figures.schedule import schedule_figure
 from mup_tune.report.html import rendered
-from mup_tune.run.tables import RunView
 from mup_tune.run.verdict import last_confirmation
+from mup_tune.run.view import RunView
 from mup_tune.settings import GLOBAL_AXES, Settings
 
 KINDS = {"forward": "forward", "lr": "LR", "wd": "WD", "global": "global"}

@@ -11,62 +11,52 @@ leaves a journal that the next one opens, repairs and continues.
 
 from __future__ import annotations
 
-import math
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, TrialState, create_trial
-
-from mup_tune.errors import UserError
+from mup_tune.errors import UserError, located
 from mup_tune.files import content_hash
 from mup_tune.findings import Finding, State
-from mup_tune.run.contents import NOTES, Contents, Kind
+from mup_tune.run.contents import NOTES, Contents, Kind, Tally
 from mup_tune.run.curves import write_curves
 from mup_tune.run.folder import RunFolder, utc_now
+from mup_tune.run.optuna_log import OptunaLog, Row
 from mup_tune.run.records import OTHER_VERSION, Member, moved_axes, plain, readable, row_record
 from mup_tune.run.repair import repair
 from mup_tune.settings import Settings
 from mup_tune.trial import Pack, PackResult, TrialResult
 
-WIDE = optuna.distributions.FloatDistribution(1e-30, 1e30, log=True)  # one per axis: dashboards want log axes
-
 
 class Journal:
-    """Everything a run knows. A writable one needs the folder's lock; without it a copy is read, once."""
+    """Everything a run knows. A writable one needs the folder's lock; without it the file is read once."""
 
     def __init__(self, folder: RunFolder, writable: bool) -> None:
         if writable and not folder.locked:
             raise ValueError("a writable journal needs a folder that holds the run's lock")
         self.folder, self.writable = folder, writable
-        self._state, self._studies = Contents(), dict[str, optuna.Study]()
+        self._state, self._log = Contents(), OptunaLog(folder.journal)
         self._broken = False  # a write broke off: what the file holds is unknown
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        _refuse_remains(folder)
         if writable:
             self._open()
         else:
-            with tempfile.TemporaryDirectory(prefix="mup-tune-") as copies:
-                copy = Path(copies) / folder.journal.name
-                if folder.journal.is_file():
-                    shutil.copyfile(folder.journal, copy)
-                repair(copy)
-                self._load(copy)
-            self._studies.clear()  # their file is gone
+            self._load()
 
     @property
     def rows(self) -> dict[str, TrialResult]:
         """All members of committed packs by trial hash. It grows with every commit; do not change it."""
-        return self._state.rows
+        with readable(self.folder.journal):
+            return self._state.rows
 
     def members(self) -> list[Member]:
         """The same with stage, pack and place, in the order of commits."""
-        return list(self._state.members.values())
+        rows, places = self.rows, self._state.places
+        return [Member(stage, pack, index, rows[hash_]) for hash_, (stage, pack, index) in places.items()]
+
+    def tally(self) -> Tally:
+        """How many trials are finished, how many of them diverged, and the lowest loss."""
+        return self._state.tally()
 
     def stages(self) -> list[str]:
         """Keys of the stages begun so far, in order."""
@@ -74,7 +64,7 @@ class Journal:
 
     def trial_count(self, stage_key: str) -> int:
         """Trials that were trained for a stage; what it took over from earlier stages is theirs."""
-        return sum(member.stage == stage_key for member in self._state.members.values())
+        return sum(stage == stage_key for stage, _, _ in self._state.places.values())
 
     def begin_stage(self, key: str, kind: str, title: str, before: Settings) -> None:
         """Journal what a stage starts from. Again is free; with another incumbent it is an error."""
@@ -91,14 +81,16 @@ class Journal:
 
     def plan_pack(self, stage_key: str, pack: Pack, info: dict[str, Any]) -> None:
         """Journal a pack's composition before it starts; ``info`` is plain data on why it looks so."""
-        if pack.id not in self._ready().packs:
+        if pack.id not in self._ready().compositions:
             value = {"hashes": _hashes(pack), "info": plain(info), "trials": self._new_trials(stage_key, [pack])}
             self._write(Kind.PLAN, stage_key, value, pack.id)
+            self._state.adopt(pack.trials)
 
     def planned(self, stage_key: str) -> list[Pack]:
         """Packs that are neither committed nor replaced, in the order they were planned."""
         state = self._state
-        return [pack for pack in state.packs.values() if pack.stage == stage_key and pack.id not in state.closed]
+        stages = {pack_id: stage for pack_id, (stage, _) in state.compositions.items() if pack_id not in state.closed}
+        return [state.pack(pack_id) for pack_id, stage in stages.items() if stage == stage_key]
 
     def replace_pack(self, stage_key: str, pack_id: str, why: str, by: Sequence[Pack]) -> None:
         """Drop a planned pack and plan others for its trials, in one record."""
@@ -125,9 +117,9 @@ class Journal:
         pack, state = result.pack, self._ready()
         if pack.id in state.closed:
             return False
-        if pack.id not in state.packs:
+        if pack.id not in state.compositions:
             raise ValueError(f"pack {pack.id} was not planned")
-        if [row.trial.hash for row in result.rows] != _hashes(state.packs[pack.id]):
+        if [row.trial.hash for row in result.rows] != state.compositions[pack.id][1]:
             raise ValueError(f"the rows of pack {pack.id} are not its members in order")
         kept = {i for i, hash_ in enumerate(_hashes(pack)) if state.journalled.get(hash_, {}).get("pack") == pack.id}
         records = [row_record(row, pack.id, index) for index, row in enumerate(result.rows)]
@@ -173,7 +165,6 @@ class Journal:
     def close(self) -> None:
         """No more writes through this object. The folder's lock is the folder's to give back."""
         self.writable = False
-        self._studies.clear()
 
     def _new_trials(self, stage_key: str, packs: Iterable[Pack]) -> dict[str, Any]:
         """Trials that no record holds yet: each is stored once."""
@@ -183,33 +174,23 @@ class Journal:
             if pack.stage != stage_key:
                 raise ValueError(f"pack {pack.id} belongs to stage {pack.stage!r}, not to {stage_key!r}")
         trials = {trial.hash: trial for pack in packs for trial in pack.trials}
-        return {hash_: t.model_dump(mode="json") for hash_, t in trials.items() if hash_ not in self._state.trials}
+        return {hash_: t.model_dump(mode="json") for hash_, t in trials.items() if not self._state.knows(hash_)}
 
     def _write(self, kind: Kind, study: str, value: Any, of: str = "") -> None:
-        with self._record(study) as to:
-            to.set_user_attr(kind.key(of), value)
+        with self._whole():
+            self._log.set_attribute(study, kind.key(of), value)
             self._state.apply(kind, study, of, value)
 
     def _add(self, stage: str, row: TrialResult, record: dict[str, Any]) -> None:
         moved = moved_axes(row.trial.settings, self._state.befores[stage])
-        params = {axis: value for axis, value in moved.items() if WIDE.low <= value <= WIDE.high}
-        trial = create_trial(
-            state=TrialState.COMPLETE if row.ok else TrialState.FAIL,
-            value=row.loss if row.ok else None,
-            params=params,
-            distributions=dict.fromkeys(params, WIDE),
-            user_attrs=record,
-        )
-        with self._record(stage) as to:
-            to.add_trial(trial)
+        with self._whole():
+            self._log.add_trial(stage, record["loss"], moved, record)
             self._state.apply(Kind.MEMBER, stage, record["hash"], record)
 
     @contextmanager
-    def _record(self, study: str) -> Iterator[optuna.Study]:
+    def _whole(self) -> Iterator[None]:
         self._broken = True
-        if study not in self._studies:
-            self._studies[study] = optuna.create_study(storage=self._storage, study_name=study)
-        yield self._studies[study]
+        yield
         self._broken = False
 
     def _ready(self) -> Contents:
@@ -223,29 +204,27 @@ class Journal:
     def _open(self) -> None:
         """Make the live file and its surroundings sound, and read them. The lock keeps others out."""
         journal = self.folder.journal
-        for leftover in (*journal.parent.glob(f"{journal.name}.lock*"), *self.folder.curves.glob(".*.parquet.*")):
+        for leftover in self.folder.curves.glob(".*.parquet.*"):
             leftover.unlink()
-        repair(journal)
-        self._storage = self._load(journal)
+        try:
+            journal.touch()
+            repair(journal)
+        except OSError as error:
+            raise UserError(f"cannot be written ({error.strerror})", file=journal) from None
+        self._load()
+        with readable(journal):
+            self._state.check()
         self._broken = False
 
-    def _load(self, file: Path) -> JournalStorage:
-        try:
-            path = str(file.absolute())
-            storage = JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
-        except (ValueError, KeyError) as error:
-            raise UserError(f"a record in the middle is damaged ({error})", file=self.folder.journal) from None
-        self._state, self._studies = Contents(), {}
-        with readable(self.folder.journal):
-            for name in optuna.get_all_study_names(storage):
-                self._studies[name] = study = optuna.load_study(storage=storage, study_name=name)
-                for trial in study.get_trials(deepcopy=False):
-                    record = _checked(trial)
-                    self._state.apply(Kind.MEMBER, name, record["hash"], record)
-                for key, value in study.user_attrs.items():
-                    kind, of = Kind.parse(name, key)
-                    self._state.apply(kind, name, of, value)
-        return storage
+    def _load(self) -> None:
+        self._state = Contents()
+        with located(file=self.folder.journal), readable(self.folder.journal):
+            for record in self._log.records():
+                if isinstance(record, Row):
+                    self._state.apply(Kind.MEMBER, record.study, record.attributes["hash"], _checked(record))
+                else:
+                    kind, of = Kind.parse(record.study, record.key)
+                    self._state.apply(kind, record.study, of, record.value)
 
 
 def last_state(folder: RunFolder) -> State | None:
@@ -261,10 +240,22 @@ def _hashes(pack: Pack) -> list[str]:
     return [trial.hash for trial in pack.trials]
 
 
-def _checked(trial: FrozenTrial) -> dict[str, Any]:
+def _checked(row: Row) -> dict[str, Any]:
     """A member's record, whose loss must be the study's value: nobody else writes to this journal."""
-    record = trial.user_attrs
-    value = trial.values[0] if trial.values else math.nan
-    if "hash" not in record or (record["loss"] is not None and record["loss"] != value):
-        raise UserError(f"trial {trial.number} in the journal was not written by mup-tune", fix="Start a new run")
-    return record
+    if row.attributes["loss"] != row.value:
+        problem = f"a trial of the study {row.study!r} was not written by mup-tune"
+        raise UserError(problem, fix="Start a new run")
+    return row.attributes
+
+
+def _refuse_remains(folder: RunFolder) -> None:
+    """A run without its journal has lost what it knows; to begin anew would write over what is left of it."""
+    gone, empty = not folder.journal.exists(), folder.journal.is_file() and not folder.journal.stat().st_size
+    parts = (folder.curves, folder.tables, folder.settings) if gone else (folder.curves,) if empty else ()
+    remains = [part.name for part in parts if part.exists()]
+    if remains:
+        raise UserError(
+            f"the journal is {'gone' if gone else 'empty'}, and the run's {', '.join(remains)} are still here",
+            file=folder.journal,
+            fix="Put the journal back from a copy, or name another --run folder",
+        )

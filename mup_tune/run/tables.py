@@ -1,4 +1,4 @@
-"""Tables of a run for reports and users, and the view that reads them. The journal never reads them.
+"""Tables of a run for its users. Nothing of mup-tune reads them: what a command says comes from the journal.
 
 ``tables/``: trials.parquet, trials.csv, packs.csv, findings.json. ``settings/``: incumbent.yaml, one YAML a
 concluded stage, one a named reference.
@@ -6,125 +6,28 @@ concluded stage, one a named reference.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
-from mup_tune.errors import UserError
-from mup_tune.files import read_json, write_atomic
-from mup_tune.findings import Finding, State
-from mup_tune.run.description import PlanRecord, RunRecord
+from mup_tune.files import write_atomic
 from mup_tune.run.folder import RunFolder
-from mup_tune.run.records import AXES, Member, readable
-from mup_tune.settings import Settings
-
-if TYPE_CHECKING:  # views must not pay for Optuna
-    from mup_tune.run.journal import Journal
+from mup_tune.run.journal import Journal
+from mup_tune.run.records import AXES, Member
 
 FINDINGS = "findings.json"
 TRIAL_COLUMNS = ("stage", "pack", "member", "hash", "shape", "d_model", "n_layers", "total_tokens", "settings")
 OUTCOME_COLUMNS = ("seed", "status", "loss", "loss_se", "reason")
 PACK_COLUMNS = ("stage", "pack", "members", "committed_utc", "curves", "sha256")
-TEXT = dict.fromkeys(("stage", "pack", "committed_utc", "curves", "sha256"), str)  # hex is no number
-
-
-@dataclass(frozen=True)
-class RunView:
-    """A run as its tables tell it.
-
-    Attributes:
-        path: the run folder.
-        plan: the resolved plan. record: ``run.json``.
-        stage_keys: stages begun, in order; findings: those of the concluded ones.
-        trials: a row a trial: stage, pack, member, hash, shape, d_model, n_layers, total_tokens, settings
-            (name), seed, status, loss (nats/token, NaN if diverged), loss_se, reason, the metrics, elr, ewd,
-            rope_base, the 35 multipliers.
-        packs: a row a committed pack: stage, pack, members, committed_utc, curves, sha256, what ran (backend,
-            tokens_per_s, mfu, seconds …) and, as ``plan.*``, what was planned.
-        incumbent: the best Settings after the last concluded stage.
-        references: named Settings that stages compare with.
-        live: whether a driver was at work when the view was loaded.
-    """
-
-    path: Path
-    plan: PlanRecord
-    record: RunRecord
-    stage_keys: tuple[str, ...]
-    findings: tuple[Finding, ...]
-    trials: pd.DataFrame
-    packs: pd.DataFrame
-    incumbent: Settings | None
-    references: dict[str, Settings]
-    live: bool
-
-    def curves(self, pack_id: str) -> pd.DataFrame:
-        """A committed pack's curves by logged step: member, step, tokens, loss, grad_norm, clipped, eta."""
-        named = self.packs.loc[self.packs["pack"] == pack_id]
-        if named.empty:
-            raise UserError(f"no committed pack {pack_id!r}", file=self.path)
-        path = RunFolder.open(self.path).curves / str(named["curves"].iloc[0])
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot be read ({error.strerror})", file=path) from None
-        if hashlib.sha256(content).hexdigest() != named["sha256"].iloc[0]:
-            raise UserError("is not the file that the run committed: its SHA-256 differs", file=path)
-        return pd.read_parquet(io.BytesIO(content))
-
-
-def load_run(path: str | Path) -> RunView:
-    """The view of a run whose tables were written. Reads neither the journal nor, until asked, the curves."""
-    folder = RunFolder.open(path)
-    trials, packs = folder.tables / "trials.parquet", folder.tables / "packs.csv"
-    if not all(file.is_file() for file in (trials, packs, folder.tables / FINDINGS)):
-        raise UserError("has no tables yet", file=path, fix="They are written when its first stage ends")
-    learned = read_learned(folder)
-    state = learned.state
-    return RunView(
-        path=folder.path,
-        plan=folder.plan,
-        record=folder.record,
-        stage_keys=learned.stages,
-        findings=learned.findings,
-        trials=pd.read_parquet(io.BytesIO(trials.read_bytes())),
-        packs=pd.read_csv(packs, dtype=TEXT),
-        incumbent=state.incumbent if state else None,
-        references=dict(state.references) if state else {},
-        live=folder.is_live(),
-    )
-
-
-@dataclass(frozen=True)
-class Learned:
-    """``findings.json``: stages begun, findings of the concluded ones, what the last one handed on."""
-
-    stages: tuple[str, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    state: State | None = None
-
-
-def read_learned(folder: RunFolder) -> Learned:
-    """What a run has found; nothing where its tables are not written yet."""
-    file = folder.tables / FINDINGS
-    if not file.is_file():
-        return Learned()
-    data = read_json(file)
-    with readable(file):
-        findings = tuple(Finding.model_validate(each) for each in data["findings"])
-        return Learned(tuple(data["stages"]), findings, State.from_json(data["state"]) if data["state"] else None)
 
 
 def write_tables(folder: RunFolder, journal: Journal) -> None:
     """Write ``tables/`` and ``settings/`` anew from what the journal knows; each file appears whole."""
     folder.tables.mkdir(exist_ok=True)
     folder.settings.mkdir(exist_ok=True)
-    trials, packs = _trials(journal), _packs(journal)
+    trials, packs = trial_table(journal), pack_table(journal)
     write_atomic(folder.tables / "trials.parquet", trials.to_parquet(None, index=False))
     write_atomic(folder.tables / "trials.csv", trials.to_csv(index=False))
     write_atomic(folder.tables / "packs.csv", packs.to_csv(index=False))
@@ -149,7 +52,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "unnamed"
 
 
-def _trials(journal: Journal) -> pd.DataFrame:
+def trial_table(journal: Journal) -> pd.DataFrame:
+    """A row a finished trial, in the order of commits."""
     members = journal.members()
     metrics = sorted({name for member in members for name in member.row.metrics})
     columns = [*TRIAL_COLUMNS, *OUTCOME_COLUMNS, *metrics, *AXES]
@@ -178,7 +82,8 @@ def _trial(member: Member) -> dict[str, Any]:
     }
 
 
-def _packs(journal: Journal) -> pd.DataFrame:
+def pack_table(journal: Journal) -> pd.DataFrame:
+    """A row a committed pack, in the order of commits."""
     rows = [
         {
             "stage": pack["stage"],

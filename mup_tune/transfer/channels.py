@@ -9,7 +9,7 @@ from mup_tune.channels import Ratio, nearest
 from mup_tune.errors import UserError
 from mup_tune.findings.shapes import ShapePoint, ShapeSet
 from mup_tune.run.folder import RunFolder
-from mup_tune.run.tables import read_learned
+from mup_tune.run.journal import Journal
 from mup_tune.shape import Shape
 
 FROM_RUN = "from-run"
@@ -70,7 +70,7 @@ def _compared_ratios(source: str) -> dict[str, list[ShapePoint]]:
             field="--channels",
             fix="Transfer from a run with a channels stage, or give a ratio such as 2:1:5",
         )
-    results = {each.stage: each.result for each in read_learned(RunFolder.open(source)).findings}
+    results = {each.stage: each.result for each in Journal(RunFolder.open(source), writable=False).findings()}
     shapes = {stage: result.points for stage, result in results.items() if isinstance(result, ShapeSet)}
     found = {stage: ratios for stage, each in shapes.items() if (ratios := [p for p in each if p.channels])}
     if not found:

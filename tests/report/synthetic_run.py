@@ -16,7 +16,6 @@ from mup_tune.findings.global_axes import GlobalAxes
 from mup_tune.findings.multipliers import Move, MultiplierPasses, Pass, Prediction, ShrunkenOptimum
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
-from mup_tune.run.tables import write_tables
 from mup_tune.settings import Settings, untuned
 from mup_tune.shape import load_shape
 from mup_tune.stats import Interval, Parabola
@@ -282,7 +281,6 @@ def write_run(
             journal.commit(PackResult(pack, rows, _curves(seeds, level), {**ran, **speed}))
         for each in findings:
             journal.conclude(each.stage, each, State(each.after, references))
-        write_tables(folder, journal)
         journal.close()
     return path
 

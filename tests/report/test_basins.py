@@ -14,7 +14,7 @@ from mup_tune.findings.basins import Basin, Basins, BasinSize
 from mup_tune.report.figures.basins import best_losses, panels
 from mup_tune.report.page import render
 from mup_tune.report.parts.basins import leading
-from mup_tune.run.tables import load_run
+from mup_tune.run.view import load_run
 from mup_tune.settings import ELR_0, untuned
 from mup_tune.shape import scaled
 from mup_tune.stats import Interval, Parabola

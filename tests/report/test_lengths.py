@@ -16,7 +16,7 @@ from mup_tune.findings.rope_bases import LengthCurve, RopeBases
 from mup_tune.report.figures.lengths import by_base, by_length
 from mup_tune.report.page import render
 from mup_tune.report.words import headline, section
-from mup_tune.run.tables import load_run
+from mup_tune.run.view import load_run
 from mup_tune.settings import untuned
 from mup_tune.stats import Interval
 

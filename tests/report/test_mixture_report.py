@@ -12,7 +12,7 @@ from synthetic_run import COMPARISONS, confirmation, full_run
 from mup_tune.report.facts import what_was_run
 from mup_tune.report.page import write
 from mup_tune.run.description import CorpusRecord
-from mup_tune.run.tables import RunView, load_run
+from mup_tune.run.view import RunView, load_run
 from mup_tune.shape import load_shape
 from mup_tune.stats import Interval
 

@@ -15,7 +15,7 @@ from mup_tune.findings.global_axes import GlobalAxes, Place, Plane
 from mup_tune.report import words
 from mup_tune.report.figures.planes import Chart, number, plane_figure
 from mup_tune.report.page import render
-from mup_tune.run.tables import load_run
+from mup_tune.run.view import load_run
 from mup_tune.settings import Settings, untuned
 from mup_tune.stats import Losses
 from mup_tune.stats.bowl import fit_bowl

@@ -30,7 +30,7 @@ from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.report.page import render, write
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
-from mup_tune.run.tables import load_run
+from mup_tune.run.view import load_run
 from mup_tune.settings import Settings, untuned
 from mup_tune.stats import Interval
 

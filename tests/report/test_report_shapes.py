@@ -17,7 +17,7 @@ from mup_tune.findings.shapes import Ranking, ShapePoint, ShapeSet
 from mup_tune.report.figures.shapes import by_loss, is_plane, ratio_grids, tradeoff
 from mup_tune.report.page import render
 from mup_tune.report.words import section
-from mup_tune.run.tables import load_run
+from mup_tune.run.view import load_run
 from mup_tune.settings import untuned
 from mup_tune.shape import BlockOrder, Shape, load_shape
 from mup_tune.stats import Interval

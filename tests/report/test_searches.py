@@ -15,7 +15,7 @@ from mup_tune.report.figures.searches import PANELS, axis_panels, order_figure
 from mup_tune.report.page import render
 from mup_tune.report.parts.joint_search import best_ten
 from mup_tune.report.words import section
-from mup_tune.run.tables import load_run
+from mup_tune.run.view import load_run
 from mup_tune.search.sampling import suggest
 from mup_tune.settings import untuned
 

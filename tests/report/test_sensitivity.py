@@ -11,7 +11,7 @@ from synthetic_run import AXES, SHAPE, axis_finding, passes, write_run
 from mup_tune.findings import AxisFinding, Finding
 from mup_tune.report.figures.sensitivity import ranked, section, sensitivity_figure
 from mup_tune.report.page import render
-from mup_tune.run.tables import load_run
+from mup_tune.run.view import load_run
 from mup_tune.settings import untuned
 from mup_tune.stats import Interval, Parabola
 

@@ -14,7 +14,7 @@ from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.report import words
 from mup_tune.report.figures.surfaces import gains, ranked
 from mup_tune.report.page import render
-from mup_tune.run.tables import load_run
+from mup_tune.run.view import load_run
 from mup_tune.settings import untuned
 from mup_tune.stats import Interval
 

@@ -22,8 +22,8 @@ from mup_tune.report.claims import claims_of, headline
 from mup_tune.report.figures.tokens import seeds_levelled, token_curve
 from mup_tune.report.page import render
 from mup_tune.report.words import section
-from mup_tune.run.tables import RunView, load_run
 from mup_tune.run.verdict import last_confirmation
+from mup_tune.run.view import RunView, load_run
 from mup_tune.settings import untuned
 from mup_tune.stats import Interval
 

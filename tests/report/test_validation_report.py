@@ -14,7 +14,7 @@ from mup_tune.findings.multipliers import Prediction
 from mup_tune.findings.validation import AtShape, Retuned, Trend, Validation
 from mup_tune.report import words
 from mup_tune.report.page import render
-from mup_tune.run.tables import load_run
+from mup_tune.run.view import load_run
 from mup_tune.settings import untuned
 from mup_tune.shape import scaled
 from mup_tune.stats import Interval

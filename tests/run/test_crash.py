@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 import pytest
 from made_up import STAGE, begun, folder, pack, result
-from optuna.storages.journal import JournalFileBackend
 
 from mup_tune.run import curves as curves_module
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
+from mup_tune.run.optuna_log import Op, OptunaLog
 
 
 class KilledError(BaseException):
@@ -83,41 +83,33 @@ def test_torn_within_a_commit_then_committed_again(tmp_path: Path, monkeypatch: 
             assert len(Journal(run, writable=True).rows) == 2
 
 
-def test_stale_lock_and_leftovers_are_cleared_at_once(tmp_path: Path) -> None:
+def test_half_written_curves_are_cleared(tmp_path: Path) -> None:
     with folder(tmp_path) as run:
         begun(run).close()
         run.curves.mkdir()
-        leftovers = [
-            tmp_path / "journal.log.lock",
-            tmp_path / "journal.log.lockabc.rename",
-            run.curves / ".p.parquet.17",
-        ]
-        for leftover in leftovers:
-            leftover.touch()
-        started = time.monotonic()
-        journal = Journal(run, writable=True)
-        journal.set_note("n", 1)
-        assert time.monotonic() - started < 10  # Optuna alone waits 30 s for a lock that nobody holds
-        assert not any(leftover.exists() for leftover in leftovers)
+        leftover = run.curves / ".p.parquet.17"
+        leftover.touch()
+        Journal(run, writable=True).set_note("n", 1)
+        assert not leftover.exists()
 
 
 def _kill_append(monkeypatch: pytest.MonkeyPatch, at: int, how: str) -> None:
     """Die at the ``at``-th append from now: before it, with half a line written, or with all of it."""
-    append, count = JournalFileBackend.append_logs, [0]
+    append, count = OptunaLog._append, [0]
 
-    def dying(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
+    def dying(self: OptunaLog, op: Op, **fields: Any) -> None:
         count[0] += 1
         if count[0] - 1 != at:
-            return append(self, logs)
-        if how == "whole":
-            append(self, logs)
-        elif how == "half":
-            line = json.dumps(logs[0], separators=(",", ":"))
-            with open(self._file_path, "a") as file:
-                file.write(line[: len(line) // 2])
+            return append(self, op, **fields)
+        if how != "before":
+            append(self, op, **fields)
+        if how == "half":
+            whole = self.file.read_bytes()
+            begin = whole.rfind(b"\n", 0, -1) + 1
+            self.file.write_bytes(whole[: begin + (len(whole) - begin) // 2])
         raise KilledError
 
-    monkeypatch.setattr(JournalFileBackend, "append_logs", dying)
+    monkeypatch.setattr(OptunaLog, "_append", dying)
 
 
 @pytest.mark.parametrize("reopen", [True, False], ids=["next driver", "same process"])

@@ -14,11 +14,13 @@ import pytest
 from made_up import SHAPE, STAGE, START, begun, finding, folder, pack, result, trial
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._storage import JournalOperation
 
 from mup_tune.errors import UserError
 from mup_tune.findings import State
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
+from mup_tune.run.optuna_log import COMPLETE, FAIL, MINIMIZE, Op
 from mup_tune.run.repair import repair
 from mup_tune.settings import untuned
 from mup_tune.trial import Pack, PackResult, TrialResult
@@ -253,6 +255,71 @@ def test_five_hundred_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             journal.commit(result(one))
         assert len(_reopened(run, journal).rows) == 500
         assert run.journal.read_text().count('"budget":') == 500  # a trial is stored once, members name it by hash
+
+
+def test_codes_and_states_are_optunas() -> None:
+    for op in Op:
+        assert JournalOperation[op.name] == op
+    assert (optuna.study.StudyDirection.MINIMIZE, optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL) == (
+        MINIMIZE,
+        COMPLETE,
+        FAIL,
+    )
+
+
+def _damaged(content: bytes, number: int, line: bytes | None) -> bytes:
+    """``content`` with its line ``number`` (from 1) replaced, or left out."""
+    lines = content.splitlines(keepends=True)
+    lines[number - 1 : number] = [] if line is None else [line + b"\n"]
+    return b"".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"[]", "line 2 is damaged"),
+        (b"\x00\xff", "line 2 is damaged"),
+        (b'{"op_code":2', "line 2 is damaged"),
+        (b"[" * 100_000, "line 2 is damaged"),
+        (b"{}", "line 2 is no record of a run"),
+        (b'{"op_code":77}', "line 2 is no record of a run"),
+        (b'{"op_code":2,"study_id":9,"user_attr":{"stage":{}}}', "no line before creates study 9"),
+        (b'{"op_code":2,"study_id":0,"user_attr":{"stage":null}}', "holds a record that cannot be read"),
+        (b'{"op_code":4,"study_id":0,"value":1.0,"user_attrs":{"hash":"x","loss":2.0}}', "was not written by mup-tune"),
+        (None, "holds a record that cannot be read"),
+    ],
+    ids=["list", "bytes", "torn", "deep", "empty", "code", "study", "null", "value", "missing"],
+)
+def test_a_damaged_line_is_named_and_the_file_left_as_it_is(tmp_path: Path, line: bytes | None, said: str) -> None:
+    with folder(tmp_path) as run:
+        journal = begun(run)
+        journal.plan_pack(STAGE, pack([0.0]), {})
+        content = _damaged(run.journal.read_bytes(), 2, line)
+        run.journal.write_bytes(content)
+        for writable in (False, True):
+            with pytest.raises(UserError, match=said) as caught:
+                Journal(run, writable)
+            assert str(run.journal) in str(caught.value)
+        assert run.journal.read_bytes() == content
+
+
+def test_a_journal_that_is_gone_is_not_begun_anew(tmp_path: Path) -> None:
+    with folder(tmp_path) as run:
+        journal, one = begun(run), pack([0.0])
+        journal.plan_pack(STAGE, one, {})
+        journal.commit(result(one))
+        kept = run.journal.read_bytes()
+        run.journal.unlink()
+        with pytest.raises(FileNotFoundError):
+            journal.set_note("n", 1)
+        for writable in (False, True):
+            with pytest.raises(UserError, match=r"the journal is gone, and the run's curves are still here"):
+                Journal(run, writable)
+        run.journal.touch()
+        with pytest.raises(UserError, match="the journal is empty"):
+            Journal(run, writable=True)
+        run.journal.write_bytes(kept)
+        assert len(Journal(run, writable=True).rows) == 1
 
 
 def test_untuned_is_what_the_tests_start_from() -> None:

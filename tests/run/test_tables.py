@@ -15,7 +15,8 @@ from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.run.description import PlanRecord
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
-from mup_tune.run.tables import load_run, slug, write_tables
+from mup_tune.run.tables import slug, write_tables
+from mup_tune.run.view import load_run
 from mup_tune.settings import load_settings
 from mup_tune.trial import Pack
 
@@ -91,20 +92,33 @@ def test_settings_files_load_as_settings(tmp_path: Path) -> None:
 
 def test_a_run_without_trials_has_tables_too(tmp_path: Path) -> None:
     with folder(tmp_path) as run:
-        with pytest.raises(UserError, match="has no tables yet"):
+        with pytest.raises(UserError, match="no stage of this run has begun"):
             load_run(tmp_path)
-        journal = Journal(run, writable=True)
-        write_tables(run, journal)
+        write_tables(run, begun(run))
         view = load_run(tmp_path)
         assert view.live
         assert (len(view.trials), len(view.packs), view.findings, view.references) == (0, 0, (), {})
         assert "mlp_down" in view.trials.columns
 
 
+def test_what_a_crash_left_out_of_the_tables_is_in_the_view(tmp_path: Path) -> None:
+    packs = _written(tmp_path)
+    with folder(tmp_path) as run:
+        journal, late = Journal(run, writable=True), pack([5.0], stage="02-next")
+        journal.plan_pack("02-next", late, {})
+        journal.commit(result(late))
+        moved = START.with_values({"mlp_down": 9.0}, name="later")
+        journal.conclude("02-next", finding("02-next").model_copy(update={"after": moved}), State(moved))
+    view = load_run(tmp_path)
+    assert list(view.packs["pack"]) == [*(each.id for each in packs), late.id]
+    assert len(view.trials) == 5
+    assert view.incumbent == moved
+
+
 def test_views_need_neither_torch_nor_ray_nor_optuna(tmp_path: Path) -> None:
     _written(tmp_path)
     code = (
-        "import sys; from mup_tune.run.tables import load_run; load_run(sys.argv[1]);"
+        "import sys; from mup_tune.run.view import load_run; load_run(sys.argv[1]);"
         "print([m for m in ('torch', 'ray', 'optuna') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from mup_tune.transfer.export import Export, export
 from mup_tune.transfer.formats import formats
 from mup_tune.transfer.resolve import Tuned
 from mup_tune.trial import Budget
+
+PLAN_HASH, CORPUS = "plan-hash", {"name": "text", "hash": "c0ffee"}
 
 
 def export_hf(tuned: Tuned, target: Shape, out: Path, **options: Any) -> Export:
@@ -47,7 +50,7 @@ def make_run(
         "start": start.model_dump(mode="json"),
         "stages": [{"kind": "micro"}, {"kind": "confirm"}],
     }
-    with RunFolder.create_or_resume(folder, plan, "plan-hash", {"name": "text", "hash": "c0ffee"}) as run:
+    with RunFolder.create_or_resume(folder, plan, PLAN_HASH, CORPUS) as run:
         journal = Journal(run, writable=True)
         facts = {"kind": "micro", "title": "", "result": MultiplierPasses(passes=(), most=1)}
         found = [Finding(stage="01-micro", before=start, after=tuned, **facts)]
@@ -62,13 +65,21 @@ def make_run(
         if later is not None:
             facts = {"kind": "micro", "title": "", "result": MultiplierPasses(passes=(), most=1)}
             found.append(Finding(stage="03-micro", before=tuned, after=later, **facts))
-        for finding in found:
-            journal.begin_stage(finding.stage, finding.kind, finding.title, finding.before)
-            journal.conclude(finding.stage, finding, State(finding.after, {"ELR-tuned untuned": start}))
         if complete:
             journal.set_note("complete", True)
         journal.close()
+    conclude(folder, found, {"ELR-tuned untuned": start})
     return folder
+
+
+def conclude(folder: Path, findings: Iterable[Finding], references: dict[str, Settings] | None = None) -> None:
+    """Stages added to the journal of a run of :func:`make_run`."""
+    with RunFolder.create_or_resume(folder, {}, PLAN_HASH, CORPUS) as run:
+        journal = Journal(run, writable=True)
+        for finding in findings:
+            journal.begin_stage(finding.stage, finding.kind, finding.title, finding.before)
+            journal.conclude(finding.stage, finding, State(finding.after, references or {}))
+        journal.close()
 
 
 BETTER, WORSE, UNCLEAR = Interval(0.02, 0.01, 0.03), Interval(-0.02, -0.03, -0.01), Interval(0.001, -0.01, 0.012)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exporting import export_hf
+from exporting import conclude, export_hf
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -48,9 +48,7 @@ def write_findings(run_folder: Path, settings: Settings, *stages: list[ShapePoin
         Finding(stage=f"{n}-stage", kind="channels", title="", before=settings, after=settings, result=result)
         for n, result in enumerate(results)
     ]
-    (run_folder / "tables").mkdir(exist_ok=True)
-    learned = {"stages": [], "findings": [each.model_dump(mode="json") for each in findings], "state": None}
-    (run_folder / "tables" / "findings.json").write_text(json.dumps(learned))
+    conclude(run_folder, findings)
 
 
 POINTS = [
