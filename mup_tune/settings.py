@@ -89,7 +89,7 @@ class Settings(FrozenModel):
 
     def with_values(self, values: Mapping[str, float], name: str | None = None) -> Settings:
         """A copy with some axes set; the new values are checked like any other input."""
-        data: dict[str, Any] = self.model_dump()
+        data: dict[str, Any] = {**dict(self), "multipliers": dict(self.multipliers)}  # base and init are shared
         for axis, value in values.items():
             where = data if axis in GLOBAL_AXES else data["multipliers"]
             where[check_axis(axis)] = float(value)

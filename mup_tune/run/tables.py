@@ -6,6 +6,7 @@ concluded stage, one a named reference.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from typing import Any
@@ -29,8 +30,8 @@ def write_tables(folder: RunFolder, journal: Journal) -> None:
     folder.settings.mkdir(exist_ok=True)
     trials, packs = trial_table(journal), pack_table(journal)
     write_atomic(folder.tables / "trials.parquet", trials.to_parquet(None, index=False))
-    write_atomic(folder.tables / "trials.csv", trials.to_csv(index=False))
-    write_atomic(folder.tables / "packs.csv", packs.to_csv(index=False))
+    write_atomic(folder.tables / "trials.csv", _csv(trials))
+    write_atomic(folder.tables / "packs.csv", _csv(packs))
     findings, state = journal.findings(), journal.state()
     learned = {
         "stages": journal.stages(),
@@ -47,6 +48,12 @@ def write_tables(folder: RunFolder, journal: Journal) -> None:
         write_atomic(folder.settings / f"{stem}.yaml", settings.to_yaml())
 
 
+def _csv(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()  # a text buffer would hold four bytes a character
+    table.to_csv(buffer, index=False)
+    return buffer.getvalue()
+
+
 def slug(name: str) -> str:
     """A file's stem for a name that people chose."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "unnamed"
@@ -56,8 +63,13 @@ def trial_table(journal: Journal) -> pd.DataFrame:
     """A row a finished trial, in the order of commits."""
     members = journal.members()
     metrics = sorted({name for member in members for name in member.row.metrics})
-    columns = [*TRIAL_COLUMNS, *OUTCOME_COLUMNS, *metrics, *AXES]
-    return pd.DataFrame([_trial(member) for member in members], columns=columns)
+    # Column by column: a dictionary a row would hold ten times the table.
+    columns: dict[str, list[Any]] = {name: [] for name in (*TRIAL_COLUMNS, *OUTCOME_COLUMNS, *metrics, *AXES)}
+    for member in members:
+        row = _trial(member)
+        for name, column in columns.items():
+            column.append(row.get(name))
+    return pd.DataFrame(columns)
 
 
 def _trial(member: Member) -> dict[str, Any]:
