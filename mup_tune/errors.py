@@ -18,12 +18,20 @@ class UserError(Exception):
         fix: what to do about it.
     """
 
+    exit_code = 2
+
     def __init__(
         self, problem: str, *, file: str | Path | None = None, field: str | None = None, fix: str | None = None
     ) -> None:
         self.problem, self.file, self.field, self.fix = problem, file, field, fix
         where = ": ".join(str(part) for part in (file, field) if part)
         super().__init__((f"{where}: " if where else "") + problem + (f". {fix}" if fix else ""))
+
+
+class DivergedError(UserError):
+    """Nothing was learned, since every trial diverged: one message, exit code 3 (inconclusive)."""
+
+    exit_code = 3
 
 
 class InterruptedRunError(Exception):

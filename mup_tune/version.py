@@ -1,3 +1,20 @@
-"""The version, where every floor can read it."""
+"""The version, where every floor can read it, and the code that it stands for."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
 
 VERSION = "0.1.0"
+TRAINS = ("", "data", "model", "train")  # folders of the package whose code decides a loss
+
+
+@cache
+def trained_by() -> str:
+    """The version with 8 hex digits of the SHA-256 of all code that decides a loss: an edited copy shows."""
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for folder in TRAINS:
+        for file in sorted((package / folder).glob("**/*.py" if folder else "*.py")):
+            digest.update(f"{file.relative_to(package).as_posix()}\n".encode() + file.read_bytes())
+    return f"{VERSION} [{digest.hexdigest()[:8]}]"

@@ -32,7 +32,7 @@ def main() -> None:
         get_command(app)()
     except UserError as error:
         err_console.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except InterruptedRunError as error:
         err_console.print(_escaped(str(error)), highlight=False, soft_wrap=True)
         sys.exit(130)

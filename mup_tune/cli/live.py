@@ -29,10 +29,11 @@ class Display:
         self.packs: dict[str, Pack] = {}
         self.trained_s: list[float] = []  # lane seconds a trial, of finished packs
         self.pack_started: dict[str, float] = {}
-        self.stage = ""
+        self.stage, self.changed = "", ""
         self.live = Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Callable[[Event], None]:
+        self._say_changed()
         if self.console.is_terminal:
             self.live.start()
         return self.on_event
@@ -58,6 +59,7 @@ class Display:
                 self.trained_s.append((now - self.pack_started[event.lane]) / len(pack.trials))
             if isinstance(event, Lost):
                 self.console.print(f"[yellow]lost[/] on {event.lane}: {event.why}; handed out again", highlight=False)
+            self._say_changed()
             if not self.console.is_terminal:
                 self._say_line()
 
@@ -66,6 +68,17 @@ class Display:
         if at.title != self.stage:
             self.stage = at.title
             self.console.print(f"[bold]stage {at.stage + 1}/{at.stages}[/] {at.title}", highlight=False)
+
+    def _say_changed(self) -> None:
+        """Once a change: losses of other code or other arithmetic are not those that the run began with."""
+        if self.sweep.changed not in ("", self.changed):
+            self.changed = self.sweep.changed
+            self.console.print(
+                f"warning: this run's first pack was trained with {self.changed}. Its losses and the new ones may not "
+                "compare.",
+                highlight=False,
+                markup=False,
+            )
 
     def _say_line(self) -> None:
         at = self.sweep.position()

@@ -114,6 +114,7 @@ def _machine(run: RunView) -> list[tuple[str, str]]:
         "device": "device",
         "plan.lanes": "lanes",
         "threads": "threads per lane",
+        "mup_tune": "trained by mup-tune",
         "torch": "torch",
         "backend": "backend",
     }

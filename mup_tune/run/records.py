@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from mup_tune.settings import GLOBAL_AXES, Settings
 from mup_tune.trial import Trial, TrialResult
 
 AXES = (*GLOBAL_AXES, *MULTIPLIER_NAMES)
+# What decides a pack's losses besides its trials. Devices of one kind may differ between the lanes of a run.
+MADE_BY = {"mup_tune": "mup-tune", "torch": "torch", "backend": "backend", "cpu": "CPU capability"}
 OTHER_VERSION = "Another version of mup-tune wrote this run: go on with that one, or start a new run"
 
 
@@ -95,6 +97,13 @@ def trial_from(data: dict[str, Any], expected_hash: str) -> Trial:
 def moved_axes(settings: Settings, before: Settings) -> dict[str, float]:
     """Axes whose value differs from the Settings that the stage started from."""
     return {axis: settings.value(axis) for axis in AXES if settings.value(axis) != before.value(axis)}
+
+
+def made_differently(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How two packs' records say that their losses may not compare; nothing where they do not say so."""
+    known = {name: key for key, name in MADE_BY.items() if key in then and key in now}
+    changes = [f"{name} {then[key]}, now {now[key]}" for name, key in known.items() if then[key] != now[key]]
+    return "; ".join(changes)
 
 
 def _number(value: float | None) -> float:

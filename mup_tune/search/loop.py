@@ -7,17 +7,21 @@ that resuming is replaying: the journal's rows and packs go in, and the same dec
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mup_tune.engine.packing import halves, population_size, split
 from mup_tune.engine.work import Calibrate, Calibration, Outcome, OutOfMemoryError, Signal, Work
-from mup_tune.errors import UserError
+from mup_tune.errors import DivergedError, UserError
 from mup_tune.files import content_hash
 from mup_tune.findings import Finding
 from mup_tune.run.journal import Journal
+from mup_tune.run.records import made_differently
 from mup_tune.search.plan import Plan
 from mup_tune.search.stage import Conclusion
-from mup_tune.trial import Pack, PackResult, Trial
+from mup_tune.trial import Pack, PackResult, Trial, TrialResult
+from mup_tune.version import trained_by
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 ATTEMPTS = 3  # of one pack, before its failure is taken for a bug
@@ -36,7 +40,10 @@ class Position:
 
 
 class Sweep:
-    """One execution of a plan against a journal."""
+    """One execution of a plan against a journal.
+
+    ``changed`` says how the code or the arithmetic differs from that of the run's first pack; mostly nothing.
+    """
 
     def __init__(self, plan: Plan, journal: Journal) -> None:
         self.plan, self.journal, self.context = plan, journal, plan.context
@@ -48,6 +55,9 @@ class Sweep:
         self.wanted: list[Trial] = []
         self.lanes = 1
         self.largest = SIZES[-1]
+        packs = journal.packs()
+        self.first_record: dict[str, Any] = packs[0]["record"] if packs else {}
+        self.changed = made_differently(self.first_record, {"mup_tune": trained_by()})
 
     def key(self, index: int) -> str:
         """A stage's name in the journal and in file names: its place, and its name or kind."""
@@ -71,6 +81,8 @@ class Sweep:
             self.journal.set_note(_id(work), {"tokens_per_s": speeds, "device": outcome.device})
         elif isinstance(outcome, PackResult):
             self.journal.commit(outcome)
+            self.first_record = self.first_record or outcome.record
+            self.changed = made_differently(self.first_record, outcome.record)
         self.outstanding.discard(_id(work))
 
     def lost(self, work: Work, error: Exception) -> None:
@@ -113,6 +125,7 @@ class Sweep:
             if missing:
                 self._queue(key, missing)
                 return
+            _refuse_all_diverged(key, [known[trial.hash] for trial in self.wanted])
             conclusion: Conclusion = stage.conclude(self.context, self.state, known)
             finding = conclusion.finding.model_copy(update={"stage": key})
             state = replace(conclusion.state, flops=self.state.flops + self._spent(key, finding))
@@ -172,6 +185,15 @@ class Sweep:
         self.largest = len(parts[0].trials)
         self.journal.replace_pack(work.stage, work.id, str(error), parts)
         self.queue.extendleft(reversed(parts))
+
+
+def _refuse_all_diverged(key: str, rows: Sequence[TrialResult]) -> None:
+    """A stage whose every trial diverged knows nothing, and a run that went on would look tuned."""
+    if rows and not any(row.ok for row in rows):
+        raise DivergedError(
+            f"all {len(rows)} trials of stage {key} diverged, the first because {rows[0].reason}",
+            fix="Start a new run from a lower ELR (`start` and `elr_offsets` in the plan) or with more warmup_tokens",
+        )
 
 
 def _id(work: Work) -> str:

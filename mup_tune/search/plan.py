@@ -90,7 +90,7 @@ class Plan:
         return State(self.start, self.references)
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data that says everything the run depends on; its hash is the plan's identity."""
+        """Plain data that says everything the run depends on, every name replaced by what it stands for."""
         return {
             **self.header.model_dump(mode="json", exclude={"proxy", "start", "target", "stages"}),
             "proxy": self.shape.model_dump(mode="json"),
@@ -102,10 +102,19 @@ class Plan:
 
     @property
     def hash(self) -> str:
+        """The plan's identity: what decides, and the names that the journal uses as keys.
+
+        Where a corpus lies decides nothing: its content has a hash of its own, which the run compares.
+        """
         labels = {"about", "target"}  # they change nothing that trains
         if not self.references:
             labels.add("references")
-        return content_hash({key: value for key, value in self.resolved().items() if key not in labels})
+        decides = {key: value for key, value in self.resolved().items() if key not in labels}
+        decides["data"] = [{key: value for key, value in each.items() if key != "corpus"} for each in decides["data"]]
+        decides["keys"] = [self.key(index) for index in range(len(self.stages))]
+        if len(self.header.data) > 1:
+            decides["sources"] = [each.name for each in self.header.data]  # losses of a mixture are kept by them
+        return content_hash(decides)
 
 
 def load_plan(name_or_file: str, scale: str | None = None, assignments: tuple[str, ...] = ()) -> Plan:
@@ -145,10 +154,16 @@ def plan_from(data: dict[str, Any], source: str | Path, scales: tuple[str, ...] 
     with located(file=source, field="start"):
         start = load_settings(header.start, shape)
         role_table(shape, start)
+    stages = tuple(_resolved(stage, index, shape, source) for index, stage in enumerate(stages))
     plan = Plan(header, shape, start, stages, target, scales)
     with located(file=source):
         plan.rehearsal  # noqa: B018  a stage may refuse what it is given
     return plan
+
+
+def _resolved(stage: Stage, index: int, shape: Shape, source: str | Path) -> Stage:
+    with located(file=source, field=f"stages[{index}]"):
+        return stage.resolved(shape)
 
 
 def _scales(given: Any, path: Path) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from inspect import isabstract
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import AfterValidator, Field
 
@@ -135,6 +135,14 @@ class Stage(FrozenModel):
     def title(self) -> str:
         """What this stage does, in a line for people."""
         return self.label
+
+    def resolved(self, shape: Shape) -> Self:
+        """This stage with every file that it names read, so that nothing is read anew while it runs.
+
+        Args:
+            shape: the plan's proxy.
+        """
+        return self
 
     @property
     def requires(self) -> Sequence[str]:

@@ -18,6 +18,7 @@ from mup_tune.train.device import Device
 from mup_tune.train.step import Steps
 from mup_tune.train.validation import Validation, to_device, validate
 from mup_tune.trial import Pack, PackResult, Trial, TrialResult
+from mup_tune.version import trained_by
 
 CURVE_POINTS = 200  # a member; steps are averaged into at most this many
 CHECK_EVERY = 20  # steps between looks at the device, so that it is not waited for each step
@@ -46,7 +47,9 @@ def train_pack(pack: Pack, data: Mixture, device: Device, on_step: OnStep, steps
         "threads": device.threads,
         "backend": run.stepper.backend,
         "dtype": budget.dtype,
+        "mup_tune": trained_by(),
         "torch": str(torch.__version__),
+        **({"cpu": torch.backends.cpu.get_cpu_capability()} if device.name == "cpu" else {}),
         "tokens_per_s": speed,
         "mfu": speed * flops / device.peak_flops[budget.dtype],
         "seconds": time.perf_counter() - started,

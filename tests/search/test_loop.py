@@ -9,7 +9,7 @@ import pytest
 
 from mup_tune.engine import inline
 from mup_tune.engine.work import Calibrate, Calibration, Outcome, OutOfMemoryError, Report, Work
-from mup_tune.errors import UserError
+from mup_tune.errors import DivergedError, UserError
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.search.loop import Sweep
@@ -32,8 +32,11 @@ stages:
 class Landscape:
     """A runner whose loss is a smooth bowl with noise fixed by the trial: one trial, one loss."""
 
-    def __init__(self, largest: int = 99, crash_after: int | None = None) -> None:
-        self.largest, self.crash_after = largest, crash_after
+    def __init__(
+        self, largest: int = 99, crash_after: int | None = None, made_by: str = "", dies: bool = False
+    ) -> None:
+        self.largest, self.crash_after, self.dies = largest, crash_after, dies
+        self.record = {"backend": "none", "tokens_per_s": 1.0} | ({"mup_tune": made_by} if made_by else {})
         self.trained: list[str] = []
         self.packs: list[str] = []
 
@@ -47,10 +50,14 @@ class Landscape:
         self.packs.append(work.id)
         self.trained += [trial.hash for trial in work.trials]
         rows = tuple(TrialResult(trial, "ok", loss(trial), 0.01) for trial in work.trials)
+        if self.dies:
+            rows = tuple(
+                TrialResult(trial, "diverged", nan, nan, "the loss became nan at step 3") for trial in work.trials
+            )
         count = len(work.trials)
         curves = {key: [0.0] * count for key in ("step", "tokens", "loss", "grad_norm", "clipped", "eta")}
         curves["member"] = [float(member) for member in range(count)]
-        return PackResult(work, rows, curves, {"backend": "none", "tokens_per_s": 1.0})
+        return PackResult(work, rows, curves, self.record)
 
 
 def loss(trial: Trial) -> float:
@@ -235,3 +242,25 @@ def test_horizons_share_one_calibration_and_packs_never_mix_budgets(plan: Plan, 
     assert watched.calibrated == 1
     assert watched.budgets == {12800, 14080, 16640, 24320}
     assert not watched.mixed
+
+
+def test_a_stage_whose_every_trial_diverged_ends_the_run_and_every_resume(plan: Plan, tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(DivergedError, match=r"all \d+ trials of stage 01-elr_ewd diverged, .* at step 3") as caught:
+            sweep(plan, tmp_path / "run", Landscape(dies=True))
+    assert caught.value.exit_code == 3
+    assert Journal(RunFolder.open(tmp_path / "run"), writable=False).findings() == []
+
+
+def test_packs_of_other_code_are_noticed_on_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        sweep(plan, tmp_path / "run", Landscape(crash_after=2, made_by="0.1.0 [aaaa]"))
+    monkeypatch.setattr("mup_tune.search.loop.trained_by", lambda: "0.1.0 [bbbb]")
+    with RunFolder.create_or_resume(tmp_path / "run", plan.resolved(), plan.hash, {"name": "none", "hash": "0"}) as run:
+        walk = Sweep(plan, Journal(run, writable=True))
+        assert walk.changed == "mup-tune 0.1.0 [aaaa], now 0.1.0 [bbbb]"  # before anything is spent
+    monkeypatch.setattr("mup_tune.search.loop.trained_by", lambda: "0.1.0 [aaaa]")
+    walk, _ = sweep(plan, tmp_path / "run", Landscape(made_by="0.1.0 [cccc]"))  # a lane on another host
+    assert walk.changed == "mup-tune 0.1.0 [aaaa], now 0.1.0 [cccc]"
+    fresh, _ = sweep(plan, tmp_path / "fresh", Landscape(made_by="0.1.0 [aaaa]"))
+    assert fresh.changed == ""

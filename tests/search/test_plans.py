@@ -15,7 +15,8 @@ from mup_tune.search.stages.elr_ewd import ElrEwd
 from mup_tune.search.stages.micro import Micro
 from mup_tune.search.stages.surface import SurfaceStage
 from mup_tune.search.stages.validate import Validate
-from mup_tune.settings import load_settings
+from mup_tune.settings import load_settings, untuned
+from mup_tune.shape import load_shape
 
 SHIPPED = [
     (path.stem, scale)
@@ -230,3 +231,43 @@ def test_multipliers_are_numbers_within_bounds(tmp_path: Path, value: str) -> No
     assert path.read_text() != text
     with pytest.raises(UserError, match=r"multipliers\.key"):
         load_settings(str(path), None)
+
+
+NAMED = """
+proxy: cpu-32
+seeds: [0, 1]
+budget: {seq_len: 32, batch_tokens: 128, total_tokens: 12800, warmup_tokens: 0, decay_tokens: 1280, val_tokens: 320}
+data: {corpus: CORPUS}
+stages:
+  - {kind: elr_ewd, name: first, settings: FILE, reference: tuned, incumbent: false}
+  - {kind: confirm, against: [tuned]}
+"""
+
+
+def test_a_plan_is_what_decides_and_not_where_it_lies(tmp_path: Path) -> None:
+    """The content of a file that a stage names decides, and so does a stage's name, a key of the journal."""
+    named = tmp_path / "mine.yaml"
+
+    def hash_of(text: str, elr: float = 0.01) -> str:
+        named.write_text(untuned(load_shape("cpu-32")).with_values({"elr": elr}).to_yaml())
+        (tmp_path / "plan.yaml").write_text(text.replace("FILE", str(named)))
+        return load_plan(str(tmp_path / "plan.yaml")).hash
+
+    before = hash_of(NAMED)
+    assert hash_of(NAMED) == before
+    assert hash_of(NAMED.replace("CORPUS", "/moved/corpus")) == before  # its content has a hash of its own
+    assert hash_of(NAMED, elr=0.02) != before
+    assert hash_of(NAMED.replace("name: first", "name: other")) != before
+    assert hash_of(NAMED.replace("CORPUS", "CORPUS, max_epochs: 3")) != before
+
+
+def test_settings_that_a_stage_names_are_read_once(tmp_path: Path) -> None:
+    named = tmp_path / "mine.yaml"
+    named.write_text(untuned(load_shape("cpu-32")).with_values({"elr": 0.01}).to_yaml())
+    (tmp_path / "plan.yaml").write_text(NAMED.replace("FILE", str(named)))
+    plan = load_plan(str(tmp_path / "plan.yaml"))
+    asked = [trial.settings.elr for trial in plan.stages[0].propose(plan.context, plan.state, {})]
+    named.unlink()
+    assert [trial.settings.elr for trial in plan.stages[0].propose(plan.context, plan.state, {})] == asked
+    with pytest.raises(UserError, match=r"mine\.yaml: no such file"):
+        load_plan(str(tmp_path / "plan.yaml"))

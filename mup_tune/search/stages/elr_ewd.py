@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
+from mup_tune.errors import located
 from mup_tune.findings import AxisFinding, Decision, State
 from mup_tune.findings.global_axes import GlobalAxes
 from mup_tune.findings.result import sensitivities
@@ -18,6 +19,7 @@ from mup_tune.search.ridge import BESIDE, EIGHT, NINE, Ridge
 from mup_tune.search.stage import Asked, Conclusion, Context, Stage
 from mup_tune.search.swept_axis import SweptAxis
 from mup_tune.settings import Settings, load_settings
+from mup_tune.shape import Shape
 from mup_tune.stats import Sigma
 
 
@@ -40,7 +42,7 @@ class ElrEwd(Stage):
     """
 
     kind: Literal["elr_ewd"] = "elr_ewd"
-    settings: str | None = None
+    settings: Settings | str | None = None
     reference: Annotated[str, Field(min_length=1)] | None = None
     incumbent: bool = True
     elr_offsets: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -64,7 +66,15 @@ class ElrEwd(Stage):
     @property
     def title(self) -> str:
         axes = " and ".join(name for name, on in (("ELR", self.elr_offsets), ("EWD", self.ewd_offsets)) if on)
-        return f"{axes} of {self.settings or 'the incumbent'}"
+        name = self.settings.name if isinstance(self.settings, Settings) else self.settings
+        return f"{axes} of {name or 'the incumbent'}"
+
+    def resolved(self, shape: Shape) -> ElrEwd:
+        """With the Settings that ``settings`` names, read once."""
+        if not isinstance(self.settings, str):
+            return self
+        with located(field="settings"):
+            return self.model_copy(update={"settings": load_settings(self.settings, shape)})
 
     @property
     def on_path(self) -> bool:
@@ -108,7 +118,9 @@ class ElrEwd(Stage):
         return Conclusion(self._handed_on(state, after, axes), self.finding(before, after, result, sigma))
 
     def _before(self, context: Context, state: State) -> Settings:
-        return load_settings(self.settings, context.shape) if self.settings else state.incumbent
+        if isinstance(self.settings, str):
+            return load_settings(self.settings, context.shape)
+        return self.settings or state.incumbent
 
     def _swept(
         self, asked: Asked, axis: str, centre: Settings, offsets: Sequence[float]
