@@ -8,7 +8,7 @@ import typer
 from typer.main import get_command
 
 from mup_tune.cli import basin, check, data, doctor, plan, proxy, report, roles, sweep, transfer, validate, verify
-from mup_tune.cli.output import err_console
+from mup_tune.cli.output import err_console, led, replace_unencodable
 from mup_tune.errors import InterruptedRunError, UserError
 
 app = typer.Typer(
@@ -28,15 +28,12 @@ basin.register(check.check)
 
 def main() -> None:
     """Entry point: a :class:`UserError` becomes one line on stderr and exit code 2."""
+    replace_unencodable()
     try:
         get_command(app)()
     except UserError as error:
-        err_console.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        err_console.print(led("error:", f" {error}", "bold red"), soft_wrap=True)
         sys.exit(2)
     except InterruptedRunError as error:
-        err_console.print(_escaped(str(error)), highlight=False, soft_wrap=True)
+        err_console.print(str(error), soft_wrap=True)
         sys.exit(130)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")

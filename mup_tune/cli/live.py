@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mup_tune.cli.output import led
 from mup_tune.engine.events import Event, Finished, Lanes, Lost, Started
 from mup_tune.engine.work import Progress
 from mup_tune.search.loop import Position, Sweep
@@ -57,7 +58,7 @@ class Display:
             if isinstance(event, Finished) and pack:
                 self.trained_s.append((now - self.pack_started[event.lane]) / len(pack.trials))
             if isinstance(event, Lost):
-                self.console.print(f"[yellow]lost[/] on {event.lane}: {event.why}; handed out again", highlight=False)
+                self.console.print(led("lost", f" on {event.lane}: {event.why}; handed out again", "yellow"))
             if not self.console.is_terminal:
                 self._say_line()
 
@@ -65,11 +66,11 @@ class Display:
         at = self.sweep.position()
         if at.title != self.stage:
             self.stage = at.title
-            self.console.print(f"[bold]stage {at.stage + 1}/{at.stages}[/] {at.title}", highlight=False)
+            self.console.print(led(f"stage {at.stage + 1}/{at.stages}", f" {at.title}"))
 
     def _say_line(self) -> None:
         at = self.sweep.position()
-        self.console.print(f"  {at.done}/{at.wanted} trials{_best(at)}, {self._elapsed()}", highlight=False)
+        self.console.print(f"  {at.done}/{at.wanted} trials{_best(at)}, {self._elapsed()}")
 
     def _elapsed(self) -> str:
         return str(timedelta(seconds=round(time.monotonic() - self.started)))

@@ -78,7 +78,7 @@ def plan(
     _print_stages(title, stages, sums)
     print_rows([{"derived": label, "value": value} for label, value in _spoken(facts)], "")
     for note in facts["notes"]:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}")
 
 
 def _measured(run: Path | None) -> float | None:

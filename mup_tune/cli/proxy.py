@@ -10,7 +10,7 @@ import typer
 from mup_tune.cli.options import JsonOption
 from mup_tune.cli.output import console, print_json, print_rows
 from mup_tune.errors import UserError
-from mup_tune.files import dump_yaml, write_atomic
+from mup_tune.files import dump_yaml, write_out
 from mup_tune.shape import Shape, load_shape, make_proxy
 
 proxy = typer.Typer(no_args_is_help=True, help="Look at a Shape, or make a small one after a target's proportions.")
@@ -53,12 +53,10 @@ def make(
     """Write a proxy with the target's channel ratios, head dims and d_state; says what it had to round."""
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"{str(out)!r} must end in .yaml", field="--out")
-    if not out.parent.is_dir():
-        raise UserError(f"the folder {str(out.parent)!r} does not exist", field="--out")
     shape, notes = make_proxy(load_shape(target), width, depth, vocab, out.stem)
-    write_atomic(out, dump_yaml(shape.model_dump()))
+    write_out(out, dump_yaml(shape.model_dump()))
     for note in notes:
-        console.print(f"rounded: {note}", highlight=False)
+        console.print(f"rounded: {note}")
     console.print(f"{out}: {shape.parameters():,} parameters" + ("" if notes else ", nothing had to be rounded"))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from mup_tune.cli.options import JsonOption, one_of
-from mup_tune.cli.output import console, print_json, print_rows, say
+from mup_tune.cli.output import led, print_json, print_rows, say
 from mup_tune.multipliers import DepthRule
 from mup_tune.schedule import Horizon
 
@@ -149,8 +149,7 @@ def transfer(
         print_json({**asdict(done), "out": str(done.out), "rules": rules, "evidence": evidence})
         return
     for warning in done.warnings:
-        console.print("[bold yellow]warning:[/] ", end="")
-        say(warning)
+        say(led("warning:", f" {warning}", "bold yellow"))
     say(f"{done.target}, {done.parameters:,} parameters, from {done.origin}")
     if done.evidence:
         say(f"the run's verdict on its incumbent: {done.evidence.said}")
