@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from mup_tune.choices import DepthRule
 from mup_tune.cli.options import CorpusOption, FamilyOption, JsonOption, SettingsOption, one_of
 from mup_tune.cli.output import console, err_console, led, print_json, print_rows
 from mup_tune.errors import UserError, located
-from mup_tune.files import dump_yaml, out_folder, write_out
-from mup_tune.multipliers import DepthRule
-from mup_tune.settings import Settings, load_settings
-from mup_tune.shape import Shape, load_shape, scaled
 
 if TYPE_CHECKING:
     from mup_tune.checks.coordinate import Direction, Judgement, Parametrisation, Trace
+    from mup_tune.settings import Settings
+    from mup_tune.shape import Shape
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 
@@ -60,6 +59,10 @@ def coordinate(
     output grow as d on purpose, k and the residual gradient shrink as 1/d: Falcon-H1 parks its width factors
     there. Logits may shrink.
     """
+    from mup_tune.files import out_folder
+    from mup_tune.settings import load_settings
+    from mup_tune.shape import load_shape, scaled
+
     family = load_shape(shape)
     direction: Direction = "depth" if depths else "width"
     wanted = sizes(depths, "--depths") if depths else sizes(widths, "--widths")
@@ -147,6 +150,7 @@ def _print(rows: list[Judgement], verdict: str, title: str) -> None:
 
 def _write(out: Path, traces: list[Trace], rows: list[Judgement]) -> None:
     from mup_tune.checks.figures import coordinate_figure
+    from mup_tune.files import dump_yaml, out_folder, write_out
 
     out = out_folder(out)
     out.mkdir(exist_ok=True)

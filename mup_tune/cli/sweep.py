@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mup_tune.cli.options import (
+    PLANS,
     AddressOption,
     Executor,
     ExecutorOption,
@@ -23,7 +24,10 @@ from mup_tune.cli.output import console, led, print_json, print_rows
 
 def sweep(
     plan: Annotated[
-        str, typer.Argument(metavar="PLAN", help="A shipped plan (`mup-tune plan` lists them) or a YAML file.")
+        str,
+        typer.Argument(
+            metavar="PLAN", help="A shipped plan (`mup-tune plan` lists them) or a YAML file.", autocompletion=PLANS
+        ),
     ],
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of this run; resumes one that exists.")],
     executor: ExecutorOption = Executor.RAY,
