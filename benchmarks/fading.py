@@ -61,7 +61,7 @@ def main() -> None:
     write_atomic(args.out / "fading.json", json.dumps(report, indent=2) + "\n")
     rows = [row(width, each) for width, of in found.items() for each in of]
     print_rows(rows, f"What it costs to take a branch back to {args.reference}", "mnat/token; 95 % CIs over seeds")
-    console.print(f"All numbers: {args.out / 'fading.json'}", highlight=False, soft_wrap=True)
+    console.print(f"All numbers: {args.out / 'fading.json'}", soft_wrap=True)
 
 
 def branch(axis: str) -> str:

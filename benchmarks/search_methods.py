@@ -25,7 +25,7 @@ from typing import Any
 
 from mup_tune import stats
 from mup_tune.cli.live import Display
-from mup_tune.cli.output import console, err_console, print_rows
+from mup_tune.cli.output import console, err_console, led, print_rows
 from mup_tune.errors import UserError
 from mup_tune.files import dump_yaml, write_atomic
 from mup_tune.findings import State
@@ -95,7 +95,7 @@ def main() -> None:
     report = {"plan": args.plan, "scale": scale, "set": assign, **summary(repeats)}
     write_atomic(args.out / "search_methods.json", json.dumps(report, indent=2) + "\n")
     show(repeats, report)
-    console.print(f"All numbers: {args.out / 'search_methods.json'}", highlight=False, soft_wrap=True)
+    console.print(f"All numbers: {args.out / 'search_methods.json'}", soft_wrap=True)
 
 
 def repeat(
@@ -147,7 +147,7 @@ def run(name: str, plan: dict[str, Any], out: Path, executor: str) -> Ran:
     write_atomic(path, dump_yaml(plan))
     loaded = load_plan(str(path))
     with open_sweep(loaded, out / "runs" / name) as (folder, sweep):
-        err_console.print(f"[bold]{name}[/]", highlight=False)
+        err_console.print(led(name, ""))
         with Display(sweep, err_console) as on_event:
             finding = execute(loaded, folder, sweep, executor, None, None, on_event)[-1]
         losses = {each.reference: (each.candidate_losses, each.reference_losses) for each in finding.comparisons}

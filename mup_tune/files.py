@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from mup_tune.errors import UserError, unknown
 
@@ -24,6 +27,25 @@ class FrozenModel(BaseModel):
         """First 16 hex digits of the SHA-256 of the canonical JSON, without labels."""
         return content_hash(self.model_dump(mode="json"))
 
+
+NAME_BYTES = 150  # a file's name may have 255, and suffixes and an atomic write take their part
+
+
+def _one_line(text: str) -> str:
+    for each in text:
+        if unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp"):
+            raise ValueError(f"a name is one line of text, and {text[:40]!r} holds {each!r}")
+    return text
+
+
+def _short(text: str) -> str:
+    if (size := len(text.encode())) > NAME_BYTES:
+        raise ValueError(f"a name has at most {NAME_BYTES} bytes in UTF-8, for files are named after it: it has {size}")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_one_line)]  # a label that is only shown
+Name = Annotated[Line, AfterValidator(_short)]  # files are named after it
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -177,5 +199,75 @@ def find(kind: str, name: str) -> Path:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside and rename, so that a reader or a crash never sees half a file."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content.encode() if isinstance(content, str) else content)
+    beside.write_bytes(_encoded(content))
     os.replace(beside, path)
+
+
+def _encoded(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+def out_file(path: Path, field: str = "--out") -> Path:
+    """Where a file that a user asked for is written: ``path``, or what it points at.
+
+    To be called before any long work.
+
+    Raises:
+        UserError: names ``field``; it is a folder, or its folder does not exist or cannot be written to.
+    """
+    with _refusal(path, field):
+        if path.is_dir():
+            fix = f"Name a file in it, such as {path / 'NAME'}"
+            raise UserError(f"{str(path)!r} is a folder, and a file is wanted", field=field, fix=fix)
+        if path.exists() and not path.is_file():
+            return path
+        return _beside_others(path, field)
+
+
+def out_folder(path: Path, field: str = "--out") -> Path:
+    """Where a folder that a user asked for is, or is to be made: ``path``, or what it points at.
+
+    To be called before any long work.
+
+    Raises:
+        UserError: names ``field``; it is no folder, or its parent does not exist or cannot be written to.
+    """
+    with _refusal(path, field):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{str(path)!r} is a file, and a folder is wanted", field=field, fix="Name a new folder")
+        return path.resolve() if path.exists() else _beside_others(path, field)
+
+
+def write_out(path: Path, content: str | bytes, field: str = "--out") -> None:
+    """Write a file that a user asked for: whole or not at all, and through symlinks.
+
+    What is no plain file, such as ``/dev/null`` or a FIFO, is written to and never replaced.
+
+    Raises:
+        UserError: as :func:`out_file`, or the system refuses.
+    """
+    place = out_file(path, field)
+    with _refusal(path, field):
+        if place.exists() and not place.is_file():
+            place.write_bytes(_encoded(content))
+        else:
+            write_atomic(place, content)
+
+
+def _beside_others(path: Path, field: str) -> Path:
+    """``path`` with its symlinks followed, which may be new in a folder that is there."""
+    place = Path(os.path.realpath(path))
+    if not place.parent.is_dir():
+        raise UserError(f"the folder {str(place.parent)!r} does not exist", field=field, fix="Create it first")
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise UserError(f"the folder {str(place.parent)!r} cannot be written to", field=field)
+    return place
+
+
+@contextmanager
+def _refusal(path: Path, field: str) -> Iterator[None]:
+    """Say what the system refuses as a :class:`UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be written ({error.strerror})", field=field) from None

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
 
+from mup_tune.choices import DepthRule
 from mup_tune.files import FrozenModel
 from mup_tune.shape import NonNegative, Positive, Shape
 
 Kind = Literal["forward", "fixed", "lr", "wd"]  # fixed: a forward factor of the config without a tuned value
 Branch = Literal["embedding", "block", "attention", "ssm", "mlp", "head"]  # block: read by every mixer
-DepthRule = Literal["none", "completep"]
 REPORT, LEARNABLE, FITTED = "arXiv 2507.22448", "arXiv 2601.04890 §2", "fit to the released configs"
 
 

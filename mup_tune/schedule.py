@@ -15,7 +15,7 @@ that EWD = √(λ/η) stays as tuned and ELR = √(η·λ) falls ∝ t^-¼. Warm
 from __future__ import annotations
 
 from math import sqrt
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -24,7 +24,6 @@ from mup_tune.settings import Settings
 from mup_tune.shape import NonNegative, Positive
 
 POWER = -0.25
-Horizon = Literal["falcon", "timescale"]  # how λ follows the length of a training: not at all, or ∝ 1/(η·steps)
 
 
 class Schedule(FrozenModel):

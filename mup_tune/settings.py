@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
+from mup_tune.choices import DepthRule
 from mup_tune.errors import UserError, unknown
-from mup_tune.files import FrozenModel, dump_yaml, read_yaml, validated
-from mup_tune.multipliers import FALCON_H1_BASE, MULTIPLIER_NAMES, MULTIPLIERS, Base, DepthRule
+from mup_tune.files import FrozenModel, Line, dump_yaml, read_yaml, validated
+from mup_tune.multipliers import FALCON_H1_BASE, MULTIPLIER_NAMES, MULTIPLIERS, Base
 from mup_tune.shape import Shape
 
 LEAST, MOST = 1e-30, 1e30  # of a setting: all that is computed of settings stays finite and above 0
@@ -56,7 +57,7 @@ class Settings(FrozenModel):
     (arXiv 2505.01618, α = 1), L₀ being the base's; ``none`` is Falcon-H1's.
     """
 
-    name: str = ""
+    name: Line = ""
     base: Base
     elr: PositiveFloat = ELR_0
     ewd: PositiveFloat = EWD_0

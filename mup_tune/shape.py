@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from mup_tune.errors import UserError
-from mup_tune.files import FrozenModel, find, read_yaml, validated
+from mup_tune.files import FrozenModel, Line, find, read_yaml, validated
 
 
 def _whole(value: object) -> object:
@@ -15,8 +15,9 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, strict=True)]
-NonNegative = Annotated[int, BeforeValidator(_whole), Field(ge=0, strict=True)]
+MOST = 2**63 - 1  # of a whole number: what a column of the tables holds
+Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MOST, strict=True)]
+NonNegative = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MOST, strict=True)]
 BlockOrder = Literal["SA_M", "SAM", "S_A_M"]
 
 
@@ -32,7 +33,7 @@ class Shape(FrozenModel):
     Without an SSM branch ``S_A_M`` is ``SA_M``.
     """
 
-    name: str = ""
+    name: Line = ""
     d_model: Positive
     n_layers: Positive
     n_heads: Positive

@@ -197,7 +197,18 @@ def _settings(sound: _Sound, folder: Path, random_: random.Random) -> Case:
 
 
 def _assignment(sound: _Sound, folder: Path, random_: random.Random) -> Case:
-    keys = ["seeds", "budget.total_tokens", "stages.0.kind", "stages.9.kind", "stages.².kind", "a.b.c", "", ".", "..", "="]
+    keys = [
+        "seeds",
+        "budget.total_tokens",
+        "stages.0.kind",
+        "stages.9.kind",
+        "stages.².kind",
+        "a.b.c",
+        "",
+        ".",
+        "..",
+        "=",
+    ]
     key, value = random_.choice(keys), random_.choice([*HOSTILE, *NO_NUMBERS, *TEXTS])
     text = f"{key}={value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).strip()}"
     if random_.random() < 0.2:
@@ -252,7 +263,9 @@ def _journal(sound: _Sound, folder: Path, random_: random.Random) -> Case:
         lines[index] = json.dumps(data)
     else:
         what = "a line replaced"
-        lines[index : index + 1] = random_.choice([[], ["[]"], ["null"], ["{}"], ['{"op_code":9}'], ["[" * 5000], ["x"]])
+        lines[index : index + 1] = random_.choice(
+            [[], ["[]"], ["null"], ["{}"], ['{"op_code":9}'], ["[" * 5000], ["x"]]
+        )
     file.write_text("\n".join(lines) + "\n")
     return Case(f"journal line {index + 1}: {what}", lambda: load_run(copied))
 
@@ -279,7 +292,9 @@ def _damage_json(file: Path, random_: random.Random) -> str:
     data, what, _ = _mutated(json.loads(file.read_text()), random_)
     text = json.dumps(data)
     if random_.random() < 0.3:
-        text, what = random_.choice([("null", "null"), ("[]", "a list"), ("[" * 5000, "deep"), ("", "empty"), ("3", "3")])
+        text, what = random_.choice(
+            [("null", "null"), ("[]", "a list"), ("[" * 5000, "deep"), ("", "empty"), ("3", "3")]
+        )
     file.write_text(text)
     return f"{file.name}: {what}"
 
@@ -392,7 +407,9 @@ def main() -> None:
     count, first = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     faults: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for seed, case in zip(range(first, first + count), cases(Path(scratch), range(first, first + count)), strict=True):
+        for seed, case in zip(
+            range(first, first + count), cases(Path(scratch), range(first, first + count)), strict=True
+        ):
             wrong = fault(case)
             if wrong:
                 faults.setdefault(wrong.split(" at ")[-1] if " at " in wrong else wrong[:60], []).append(

@@ -1,11 +1,25 @@
 from __future__ import annotations
 
+import os
+import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from mup_tune.errors import UserError
-from mup_tune.files import FrozenModel, dump_yaml, find, parse_yaml, read_yaml, validated, write_atomic
+from mup_tune.files import (
+    FrozenModel,
+    dump_yaml,
+    find,
+    out_file,
+    out_folder,
+    parse_yaml,
+    read_yaml,
+    validated,
+    write_atomic,
+    write_out,
+)
 from mup_tune.shape import Shape, load_shape
 
 
@@ -104,3 +118,51 @@ def test_write_atomic_leaves_nothing_beside(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a.txt", "one")
     write_atomic(tmp_path / "a.txt", b"two")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "two")]
+
+
+def test_a_file_that_a_user_names_is_written_through_its_links(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "dangling").symlink_to("new")
+    write_out(tmp_path / "link", "one")
+    write_out(tmp_path / "dangling", "two")
+    assert {path.name: path.is_symlink() for path in tmp_path.iterdir()} == {
+        "real": False,
+        "new": False,
+        "link": True,
+        "dangling": True,
+    }
+    assert ((tmp_path / "real").read_text(), (tmp_path / "new").read_text()) == ("one", "two")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "there").symlink_to("folder")
+    (tmp_path / "not yet").symlink_to("made")
+    assert out_folder(tmp_path / "there") == (tmp_path / "folder").resolve()
+    assert out_folder(tmp_path / "not yet") == (tmp_path / "made").resolve()
+
+
+def test_what_is_no_plain_file_is_written_to_and_stays(tmp_path: Path) -> None:
+    fifo, read = tmp_path / "fifo", list[str]()
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: read.append(fifo.read_text()), daemon=True)
+    reader.start()
+    write_out(fifo, "through")
+    reader.join(10)
+    assert read == ["through"]
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+    write_out(Path("/dev/null"), "away")
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+def test_a_place_that_cannot_be_written_is_refused_with_the_option(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^--out: .* is a folder, and a file is wanted"):
+        out_file(tmp_path)
+    with pytest.raises(UserError, match=r"^--run: .*file' is a file, and a folder is wanted"):
+        out_folder(tmp_path / "file", "--run")
+    for place in (out_file, out_folder):
+        with pytest.raises(UserError, match=r"the folder .*absent' does not exist"):
+            place(tmp_path / "absent" / "x")
+        with pytest.raises(UserError, match=r"cannot be written \(File name too long\)"):
+            place(tmp_path / ("x" * 300))
+        with pytest.raises(UserError, match=r"file' does not exist|cannot be written"):
+            place(tmp_path / "file" / "x")

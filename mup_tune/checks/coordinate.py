@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from mup_tune.checks.sites import SITE_BY_NAME, SITES, Snapshot, measure, snapshot
+from mup_tune.choices import DepthRule
 from mup_tune.data.batches import Batches
 from mup_tune.data.corpus import Corpus
 from mup_tune.errors import UserError
 from mup_tune.findings import Verdict
 from mup_tune.model import hf
 from mup_tune.model.falcon_h1 import Population
-from mup_tune.multipliers import DepthRule
 from mup_tune.roles import RoleTable, role_table
 from mup_tune.settings import Settings, standard
 from mup_tune.shape import Shape

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 from typer.main import get_command
 
 from mup_tune.cli import basin, check, data, doctor, plan, proxy, report, roles, sweep, transfer, validate, verify
-from mup_tune.cli.output import err_console
+from mup_tune.cli.output import err_console, led, replace_unencodable, say
 from mup_tune.errors import InterruptedRunError, UserError
+from mup_tune.version import VERSION
 
 app = typer.Typer(
     name="mup-tune",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="µP hyperparameter tuning and scaling of Falcon-H1 models: sweep a small proxy, transfer to full size.",
@@ -26,17 +27,29 @@ for command in (data, proxy, roles, plan, sweep, validate, transfer, verify, rep
 basin.register(check.check)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        say(f"mup-tune {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
 def main() -> None:
     """Entry point: a :class:`UserError` becomes one line on stderr and exit code 2."""
+    replace_unencodable()
     try:
-        get_command(app)()
+        get_command(app)(prog_name="mup-tune")
     except UserError as error:
-        err_console.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        err_console.print(led("error:", f" {error}", "bold red"), soft_wrap=True)
         sys.exit(error.exit_code)
     except InterruptedRunError as error:
-        err_console.print(_escaped(str(error)), highlight=False, soft_wrap=True)
+        err_console.print(str(error), soft_wrap=True)
         sys.exit(130)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")

@@ -87,7 +87,7 @@ def basin(
         rows = [row for basin in result.basins for row in _rows(basin)]
         print_rows(rows, finding.title, "optimum, drift: log2; regret, loss: nats/token; 95 % CIs in brackets")
         for sentence in summary(finding):
-            console.print(sentence, highlight=False, markup=False)
+            console.print(sentence)
         say(f"Report: {folder / 'report.html'}")
     raise typer.Exit(EXIT[verdict])
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from mup_tune.choices import DepthRule
 from mup_tune.cli.options import CorpusOption, FamilyOption, JsonOption, SettingsOption, one_of
-from mup_tune.cli.output import console, err_console, print_json, print_rows
+from mup_tune.cli.output import console, err_console, led, print_json, print_rows
 from mup_tune.errors import UserError, located
-from mup_tune.files import dump_yaml, write_atomic
-from mup_tune.multipliers import DepthRule
-from mup_tune.settings import Settings, load_settings
-from mup_tune.shape import Shape, load_shape, scaled
 
 if TYPE_CHECKING:
     from mup_tune.checks.coordinate import Direction, Judgement, Parametrisation, Trace
+    from mup_tune.settings import Settings
+    from mup_tune.shape import Shape
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 
@@ -59,6 +59,10 @@ def coordinate(
     output grow as d on purpose, k and the residual gradient shrink as 1/d: Falcon-H1 parks its width factors
     there. Logits may shrink.
     """
+    from mup_tune.files import out_folder
+    from mup_tune.settings import load_settings
+    from mup_tune.shape import load_shape, scaled
+
     family = load_shape(shape)
     direction: Direction = "depth" if depths else "width"
     wanted = sizes(depths, "--depths") if depths else sizes(widths, "--widths")
@@ -67,6 +71,8 @@ def coordinate(
     tuned = load_settings(settings, family)
     if depth_rule is not None:
         tuned = tuned.model_copy(update={"depth_rule": depth_rule})
+    if out:
+        out_folder(out)
     from mup_tune.checks.coordinate import check_sizes, judge, overall
 
     check_sizes(wanted, f"--{direction}s")
@@ -139,19 +145,23 @@ def _print(rows: list[Judgement], verdict: str, title: str) -> None:
     )
     tail = ": add seeds (--seeds) or sizes" if verdict == "inconclusive" else ""
     failed = ", ".join(f"{row.site} ({row.of})" for row in rows if row.verdict == "fail")
-    console.print(f"[bold]{verdict}[/]{tail}" + (f": {failed}" if failed else ""), highlight=False)
+    console.print(led(verdict, tail + (f": {failed}" if failed else "")))
 
 
 def _write(out: Path, traces: list[Trace], rows: list[Judgement]) -> None:
     from mup_tune.checks.figures import coordinate_figure
+    from mup_tune.files import dump_yaml, out_folder, write_out
 
-    out.mkdir(parents=True, exist_ok=True)
+    out = out_folder(out)
+    out.mkdir(exist_ok=True)
     direction = traces[0].direction
     for of in ("value", "change"):
         figure = coordinate_figure(traces, rows, of)
         for suffix in ("svg", "png"):
-            figure.savefig(out / f"coordinate-{direction}-{of}.{suffix}", dpi=130)
-    write_atomic(out / f"coordinate-{direction}.yaml", dump_yaml([_plain(row) for row in rows]))
+            image = BytesIO()
+            figure.savefig(image, format=suffix, dpi=130)
+            write_out(out / f"coordinate-{direction}-{of}.{suffix}", image.getvalue())
+    write_out(out / f"coordinate-{direction}.yaml", dump_yaml([_plain(row) for row in rows]))
 
 
 def _plain(row: Judgement) -> dict[str, Any]:

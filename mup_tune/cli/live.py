@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mup_tune.cli.output import led
 from mup_tune.engine.events import Event, Finished, Lanes, Lost, Started
 from mup_tune.engine.work import Progress
 from mup_tune.search.loop import Position, Sweep
@@ -58,7 +59,7 @@ class Display:
             if isinstance(event, Finished) and pack:
                 self.trained_s.append((now - self.pack_started[event.lane]) / len(pack.trials))
             if isinstance(event, Lost):
-                self.console.print(f"[yellow]lost[/] on {event.lane}: {event.why}; handed out again", highlight=False)
+                self.console.print(led("lost", f" on {event.lane}: {event.why}; handed out again", "yellow"))
             self._say_changed()
             if not self.console.is_terminal:
                 self._say_line()
@@ -67,7 +68,7 @@ class Display:
         at = self.sweep.position()
         if at.title != self.stage:
             self.stage = at.title
-            self.console.print(f"[bold]stage {at.stage + 1}/{at.stages}[/] {at.title}", highlight=False)
+            self.console.print(led(f"stage {at.stage + 1}/{at.stages}", f" {at.title}"))
 
     def _say_changed(self) -> None:
         """Once a change: losses of other code or other arithmetic are not those that the run began with."""
@@ -75,14 +76,12 @@ class Display:
             self.changed = self.sweep.changed
             self.console.print(
                 f"warning: this run's first pack was trained with {self.changed}. Its losses and the new ones may not "
-                "compare.",
-                highlight=False,
-                markup=False,
+                "compare."
             )
 
     def _say_line(self) -> None:
         at = self.sweep.position()
-        self.console.print(f"  {at.done}/{at.wanted} trials{_best(at)}, {self._elapsed()}", highlight=False)
+        self.console.print(f"  {at.done}/{at.wanted} trials{_best(at)}, {self._elapsed()}")
 
     def _elapsed(self) -> str:
         return str(timedelta(seconds=round(time.monotonic() - self.started)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,18 @@ def one_of(flag: str, what: str, allowed: Iterable[str], help: str) -> Any:
             raise UserError(unknown(what, value, values), field=flag)
         return values[value]
 
-    return typer.Option(flag, parser=parsed, metavar="|".join(values), help=help)
+    return typer.Option(flag, parser=parsed, metavar="|".join(values), help=help, autocompletion=lambda: list(values))
+
+
+def shipped_names(kind: str) -> Callable[[], list[str]]:
+    """What a shell offers for a shipped ``proxy_models`` or ``sweeps``, read when it asks."""
+
+    def names() -> list[str]:
+        from mup_tune.files import shipped
+
+        return sorted(path.stem for path in shipped(kind).glob("*.yaml"))
+
+    return names
 
 
 def numbers(text: str, flag: str) -> tuple[float, ...]:
@@ -55,9 +66,19 @@ ExecutorOption = Annotated[
 ]
 AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster to join; a local one is started if absent.")]
 LanesOption = Annotated[int | None, typer.Option(min=1, help="Lanes on Ray; one per GPU, or per core, if absent.")]
-ShapeOption = Annotated[str, typer.Option("--shape", metavar="NAME|FILE", help="A shipped Shape or a YAML file.")]
+SHAPES, PLANS = shipped_names("proxy_models"), shipped_names("sweeps")
+ShapeOption = Annotated[
+    str,
+    typer.Option("--shape", metavar="NAME|FILE", help="A shipped Shape or a YAML file.", autocompletion=SHAPES),
+]
 FamilyOption = Annotated[
-    str, typer.Option("--shape", metavar="NAME|FILE", help="The family: its channel ratios and head dims.")
+    str,
+    typer.Option(
+        "--shape",
+        metavar="NAME|FILE",
+        help="The family: its channel ratios and head dims.",
+        autocompletion=SHAPES,
+    ),
 ]
 SettingsOption = Annotated[
     str,

@@ -1,17 +1,47 @@
-"""How commands print: a rich table for people, JSON for scripts."""
+"""How commands print: a rich table for people, JSON for scripts.
+
+What is printed holds names that users chose, so nothing in a string is ever taken for markup, an emoji code
+or a number to colour. Style is deliberate: a :class:`rich.text.Text`, such as :func:`led` makes.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-console = Console()
-err_console = Console(stderr=True)
+
+class Terminal(Console):
+    """A console that prints strings as they are."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads on (``| head -1``): the rest goes nowhere, and the command does its work."""
+        self.quiet = True
+        with suppress(OSError):  # a stream without a file of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+console = Terminal()
+err_console = Terminal(stderr=True)
+
+
+def replace_unencodable() -> None:
+    """Let stdout and stderr replace what their encoding lacks, so that a ± cannot end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def number(value: object) -> str:
@@ -23,15 +53,21 @@ def number(value: object) -> str:
     return " × ".join(str(part) for part in value) if isinstance(value, tuple | list) else str(value)
 
 
-def say(*lines: str) -> None:
-    """Lines for people exactly as they are: no markup, no colours, no wrapping."""
+def led(lead: str, rest: str, style: str = "bold") -> Text:
+    """A line whose first words are styled, and the rest as it is."""
+    return Text.assemble((lead, style), rest)
+
+
+def say(*lines: str | Text) -> None:
+    """Lines for people, without wrapping."""
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def print_json(data: Any) -> None:
-    """Plain JSON on stdout, whatever the terminal."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    """Plain JSON on stdout, whatever the terminal. What its encoding lacks is escaped, not replaced."""
+    everything = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    console.out(json.dumps(data, indent=2, ensure_ascii=not everything))
 
 
 def print_rows(rows: Sequence[dict[str, Any]], title: str, caption: str = "") -> None:

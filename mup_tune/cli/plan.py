@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mup_tune.cli.options import JsonOption, ScaleOption, SetOption
+from mup_tune.cli.options import PLANS, JsonOption, ScaleOption, SetOption
 from mup_tune.cli.output import console, print_json, print_rows
 from mup_tune.errors import UserError
-from mup_tune.files import read_yaml, shipped
 
 if TYPE_CHECKING:
     from mup_tune.data.corpus import Corpus
@@ -33,13 +32,19 @@ class _ListsPlans(TyperCommand):
 
 def shipped_plans() -> dict[str, str]:
     """What each shipped plan is about, by its name."""
+    from mup_tune.files import read_yaml, shipped
+
     return {path.stem: str(read_yaml(path).get("about", "")) for path in sorted(shipped("sweeps").glob("*.yaml"))}
 
 
 def plan(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="PLAN", help="A shipped plan or a YAML file; left out: the list of shipped ones."),
+        typer.Argument(
+            metavar="PLAN",
+            help="A shipped plan or a YAML file; left out: the list of shipped ones.",
+            autocompletion=PLANS,
+        ),
     ] = None,
     scale: ScaleOption = None,
     assign: SetOption = None,
@@ -78,7 +83,7 @@ def plan(
     _print_stages(title, stages, sums)
     print_rows([{"derived": label, "value": value} for label, value in _spoken(facts)], "")
     for note in facts["notes"]:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}")
 
 
 def _measured(run: Path | None) -> float | None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mup_tune.cli.options import JsonOption
+from mup_tune.cli.options import SHAPES, JsonOption
 from mup_tune.cli.output import console, print_json, print_rows
 from mup_tune.errors import UserError
-from mup_tune.files import dump_yaml, write_atomic
-from mup_tune.shape import Shape, load_shape, make_proxy
+
+if TYPE_CHECKING:
+    from mup_tune.shape import Shape
 
 proxy = typer.Typer(no_args_is_help=True, help="Look at a Shape, or make a small one after a target's proportions.")
 
@@ -29,11 +30,15 @@ def _facts(shape: Shape, seq_len: int) -> dict[str, Any]:
 
 @proxy.command("show")
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped Shape or a YAML file.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="A shipped Shape or a YAML file.", autocompletion=SHAPES)
+    ],
     seq_len: Annotated[int, typer.Option(min=1, help="Tokens per sequence, for the FLOPs of attention.")] = 2048,
     json: JsonOption = False,
 ) -> None:
     """Sizes, parameter count and training FLOPs per token of a Shape."""
+    from mup_tune.shape import load_shape
+
     shape = load_shape(name)
     facts = _facts(shape, seq_len)
     if json:
@@ -44,7 +49,9 @@ def show(
 
 @proxy.command("make")
 def make(
-    target: Annotated[str, typer.Option(metavar="NAME|FILE", help="The full-size Shape to imitate.")],
+    target: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="The full-size Shape to imitate.", autocompletion=SHAPES)
+    ],
     width: Annotated[int, typer.Option(help="d_model of the proxy.")],
     depth: Annotated[int, typer.Option(help="Layers of the proxy.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="YAML file to write.")],
@@ -53,12 +60,13 @@ def make(
     """Write a proxy with the target's channel ratios, head dims and d_state; says what it had to round."""
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"{str(out)!r} must end in .yaml", field="--out")
-    if not out.parent.is_dir():
-        raise UserError(f"the folder {str(out.parent)!r} does not exist", field="--out")
+    from mup_tune.files import dump_yaml, write_out
+    from mup_tune.shape import load_shape, make_proxy
+
     shape, notes = make_proxy(load_shape(target), width, depth, vocab, out.stem)
-    write_atomic(out, dump_yaml(shape.model_dump()))
+    write_out(out, dump_yaml(shape.model_dump()))
     for note in notes:
-        console.print(f"rounded: {note}", highlight=False)
+        console.print(f"rounded: {note}")
     console.print(f"{out}: {shape.parameters():,} parameters" + ("" if notes else ", nothing had to be rounded"))
 
 

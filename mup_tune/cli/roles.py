@@ -7,16 +7,15 @@ from typing import Annotated
 
 import typer
 
-from mup_tune.cli.options import JsonOption, SettingsOption, ShapeOption
+from mup_tune.cli.options import SHAPES, JsonOption, SettingsOption, ShapeOption
 from mup_tune.cli.output import print_json, print_rows
-from mup_tune.multipliers import MULTIPLIERS, scaling_rule
-from mup_tune.roles import forward_multipliers, role_table
-from mup_tune.settings import load_settings
-from mup_tune.shape import load_shape
 
 
 def multipliers(
-    shape: Annotated[str, typer.Option(metavar="NAME|FILE", help="Where `value` is taken; the base if left out.")] = "",
+    shape: Annotated[
+        str,
+        typer.Option(metavar="NAME|FILE", help="Where `value` is taken; the base if left out.", autocompletion=SHAPES),
+    ] = "",
     settings: SettingsOption = "falcon-h1-published",
     json: JsonOption = False,
 ) -> None:
@@ -25,6 +24,11 @@ def multipliers(
     `base` is the stored value, `value` what the rule makes of it at --shape. Many texts say "35 forward
     multipliers"; only 12 of the 35 are (arXiv 2601.04890, §2).
     """
+    from mup_tune.multipliers import MULTIPLIERS, scaling_rule
+    from mup_tune.roles import forward_multipliers
+    from mup_tune.settings import load_settings
+    from mup_tune.shape import load_shape
+
     at = load_shape(shape) if shape else None
     tuned = load_settings(settings, at)
     forward = forward_multipliers(at, tuned) if at else {}
@@ -57,6 +61,10 @@ def roles(shape: ShapeOption, settings: SettingsOption, json: JsonOption = False
     same at every size, and hidden init grows as √fan_in. `ssm_in` and `attention_in` are fixed factors, not
     tuned ones.
     """
+    from mup_tune.roles import role_table
+    from mup_tune.settings import load_settings
+    from mup_tune.shape import load_shape
+
     at = load_shape(shape)
     table = role_table(at, load_settings(settings, at))
     keys = ("parameter", "slice", "shape", "init_std", "multiplier", "lr", "weight_decay", "eps", "rule")

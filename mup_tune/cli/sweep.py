@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mup_tune.cli.options import (
+    PLANS,
     AddressOption,
     Executor,
     ExecutorOption,
@@ -18,12 +19,15 @@ from mup_tune.cli.options import (
     ScaleOption,
     SetOption,
 )
-from mup_tune.cli.output import console, print_json, print_rows
+from mup_tune.cli.output import console, led, print_json, print_rows
 
 
 def sweep(
     plan: Annotated[
-        str, typer.Argument(metavar="PLAN", help="A shipped plan (`mup-tune plan` lists them) or a YAML file.")
+        str,
+        typer.Argument(
+            metavar="PLAN", help="A shipped plan (`mup-tune plan` lists them) or a YAML file.", autocompletion=PLANS
+        ),
     ],
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of this run; resumes one that exists.")],
     executor: ExecutorOption = Executor.RAY,
@@ -47,15 +51,13 @@ def sweep(
     from mup_tune.transfer.resolve import resolve
 
     for finding in driven(loaded, run, executor, address, lanes):
-        console.print(f"[bold]{finding.stage}[/] {finding.title}", highlight=False)
+        console.print(led(finding.stage, f" {finding.title}"))
         for sentence in summary(finding):
-            console.print(f"  {sentence}", highlight=False, markup=False)
+            console.print(f"  {sentence}")
     target = loaded.header.target or "falcon-h1-0.5b"
     transfer = next_transfer(resolve(str(run)).evidence, f"mup-tune transfer {run} --target {target} --out DIR")
     console.print(
-        f"Tuned settings: {run.absolute() / 'settings' / 'incumbent.yaml'}. Next: `mup-tune report {run}`, {transfer}.",
-        highlight=False,
-        markup=False,
+        f"Tuned settings: {run.absolute() / 'settings' / 'incumbent.yaml'}. Next: `mup-tune report {run}`, {transfer}."
     )
 
 
@@ -92,7 +94,7 @@ def status(run: RunArgument, json: JsonOption = False) -> None:
         print_rows(data["stages"], str(run))
     state = "complete" if data["complete"] else "a driver is at work" if data["live"] else "stopped: `sweep` resumes it"
     best = f", best loss {data['best_loss']:.4f} nats/token" if data["best_loss"] is not None else ""
-    console.print(f"{data['trials']} trials, {data['diverged']} diverged{best}; {state}", highlight=False)
+    console.print(f"{data['trials']} trials, {data['diverged']} diverged{best}; {state}")
 
 
 def register(app: typer.Typer) -> None:

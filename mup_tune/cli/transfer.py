@@ -8,17 +8,20 @@ from typing import Annotated, get_args
 
 import typer
 
-from mup_tune.cli.options import JsonOption, one_of
-from mup_tune.cli.output import console, print_json, print_rows, say
-from mup_tune.multipliers import DepthRule
-from mup_tune.schedule import Horizon
+from mup_tune.choices import DepthRule, Horizon
+from mup_tune.cli.options import SHAPES, JsonOption, one_of
+from mup_tune.cli.output import led, print_json, print_rows, say
 
 SourceArgument = Annotated[
     str, typer.Argument(metavar="RUN|SETTINGS", help="A run folder, falcon-h1-published, or a settings YAML.")
 ]
 TargetOption = Annotated[
     str,
-    typer.Option(metavar="NAME|FILE", help="A Shape (`mup-tune targets`), its YAML file, or a FalconH1 config.json."),
+    typer.Option(
+        metavar="NAME|FILE",
+        help="A Shape (`mup-tune targets`), its YAML file, or a FalconH1 config.json.",
+        autocompletion=SHAPES,
+    ),
 ]
 OutOption = Annotated[Path, typer.Option(metavar="DIR", help="Folder to write. It must not exist, or be empty.")]
 FormatOption = Annotated[
@@ -149,8 +152,7 @@ def transfer(
         print_json({**asdict(done), "out": str(done.out), "rules": rules, "evidence": evidence})
         return
     for warning in done.warnings:
-        console.print("[bold yellow]warning:[/] ", end="")
-        say(warning)
+        say(led("warning:", f" {warning}", "bold yellow"))
     say(f"{done.target}, {done.parameters:,} parameters, from {done.origin}")
     if done.evidence:
         say(f"the run's verdict on its incumbent: {done.evidence.said}")

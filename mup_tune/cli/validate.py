@@ -85,7 +85,7 @@ def validate(
         print_json({"verdict": result.verdict, "run": str(folder), "summary": summary(finding), **result_data})
     else:
         for sentence in summary(finding):
-            console.print(sentence, highlight=False, markup=False)
+            console.print(sentence)
         say(f"Report: {folder / 'report.html'}")
     raise typer.Exit(EXIT[result.verdict])
 

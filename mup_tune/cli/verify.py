@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mup_tune.cli.options import JsonOption
-from mup_tune.cli.output import console, print_json, print_rows, say
+from mup_tune.cli.output import console, led, print_json, print_rows, say
 from mup_tune.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _print(found: Fingerprint, title: str) -> None:
             for name, error in found.gradient_errors.items()
         ]
         print_rows(rows, title, f"Norm of the difference over the norm of ours; tolerance {TOLERANCE:g}.")
-    console.print(f"[bold]{'pass' if found.passed else 'fail'}[/]: ", end="", highlight=False)
+    console.print(led("pass" if found.passed else "fail", ": "), end="")
     worst = max(found.gradient_errors.values())
     if found.passed:
         say(

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from mup_tune.errors import UserError
-from mup_tune.files import write_atomic
+from mup_tune.files import out_file, write_out
 from mup_tune.findings import AxisFinding, Comparison, Finding
 from mup_tune.multipliers import MULTIPLIERS
 from mup_tune.report import claims as claimed
@@ -117,13 +116,10 @@ def write(run: RunView, out: Path) -> None:
     """Render to ``out``.
 
     Raises:
-        UserError: the folder of ``out`` does not exist, or ``out`` is a folder.
+        UserError: ``out`` cannot be written, and why.
     """
-    if not out.parent.is_dir():
-        raise UserError(f"the folder {str(out.parent)!r} does not exist", field="--out", fix="Create it first")
-    if out.is_dir():
-        raise UserError(f"{str(out)!r} is a folder", field="--out", fix=f"Name a file, such as {out / 'report.html'}")
-    write_atomic(out, render(run))
+    out_file(out)
+    write_out(out, render(run))
 
 
 def _stage(run: RunView, finding: Finding, index: int) -> StageView:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from mup_tune.errors import UserError
 from mup_tune.files import write_atomic
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
@@ -25,27 +29,45 @@ PACK_COLUMNS = ("stage", "pack", "members", "committed_utc", "curves", "sha256")
 
 
 def write_tables(folder: RunFolder, journal: Journal) -> None:
-    """Write ``tables/`` and ``settings/`` anew from what the journal knows; each file appears whole."""
-    folder.tables.mkdir(exist_ok=True)
-    folder.settings.mkdir(exist_ok=True)
-    trials, packs = trial_table(journal), pack_table(journal)
-    write_atomic(folder.tables / "trials.parquet", trials.to_parquet(None, index=False))
-    write_atomic(folder.tables / "trials.csv", _csv(trials))
-    write_atomic(folder.tables / "packs.csv", _csv(packs))
+    """Write ``tables/`` and ``settings/`` anew from what the journal knows; each file appears whole.
+
+    The incumbent's file comes first, and what cannot be written stops none of the others.
+
+    Raises:
+        UserError: names the first file that could not be written, when all others are.
+    """
     findings, state = journal.findings(), journal.state()
     learned = {
         "stages": journal.stages(),
         "findings": [finding.model_dump(mode="json") for finding in findings],
         "state": state.to_json() if state else None,
     }
-    write_atomic(folder.tables / FINDINGS, json.dumps(learned, indent=1, ensure_ascii=False) + "\n")
     # References first: where one bears a stage's name, the stage's file is the one users were told of.
     named = {slug(name): settings for name, settings in state.references.items()} if state else {}
     named |= {slug(finding.stage): finding.after for finding in findings}
     if state:
-        named["incumbent"] = state.incumbent
-    for stem, settings in named.items():
-        write_atomic(folder.settings / f"{stem}.yaml", settings.to_yaml())
+        named.pop("incumbent", None)
+        named = {"incumbent": state.incumbent, **named}
+    trials, packs = trial_table(journal), pack_table(journal)
+    made: dict[Path, Callable[[], str | bytes]] = {
+        **{folder.settings / _file(stem): settings.to_yaml for stem, settings in named.items()},
+        folder.tables / "trials.parquet": lambda: trials.to_parquet(None, index=False),
+        folder.tables / "trials.csv": lambda: _csv(trials),
+        folder.tables / "packs.csv": lambda: _csv(packs),
+        folder.tables / FINDINGS: lambda: json.dumps(learned, indent=1, ensure_ascii=False) + "\n",
+    }
+    failed: list[tuple[Path, Exception]] = []
+    for path, content in made.items():
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, content())
+        except (OSError, ValueError, ArithmeticError) as error:  # of the disk, an encoding, a column
+            failed.append((path, error))
+    if failed:
+        path, first = failed[0]
+        why = first.strerror if isinstance(first, OSError) else first
+        more = f", and {len(failed) - 1} more files neither" if len(failed) > 1 else ""
+        raise UserError(f"could not be written ({why}){more}", file=path, fix="The same command tries again") from None
 
 
 def _csv(table: pd.DataFrame) -> bytes:
@@ -57,6 +79,11 @@ def _csv(table: pd.DataFrame) -> bytes:
 def slug(name: str) -> str:
     """A file's stem for a name that people chose."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "unnamed"
+
+
+def _file(stem: str) -> str:
+    """The YAML file's name, which is UTF-8 whatever the locale says of file names."""
+    return os.fsdecode(f"{stem}.yaml".encode())
 
 
 def trial_table(journal: Journal) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import BeforeValidator, Field, field_validator
 import mup_tune.search.stages  # noqa: F401  the kinds register themselves
 from mup_tune.data.mixture import Data, check_weights
 from mup_tune.errors import UserError, located, unknown
-from mup_tune.files import FrozenModel, content_hash, find, parse_yaml, read_yaml, validated
+from mup_tune.files import FrozenModel, Line, content_hash, find, parse_yaml, read_yaml, validated
 from mup_tune.findings import State
 from mup_tune.roles import role_table
 from mup_tune.search.rehearsal import Rehearsal, rehearse
@@ -34,7 +35,7 @@ class Header(FrozenModel):
     or a list of corpora whose weights sum to 1.
     """
 
-    name: str
+    name: Line
     about: str = ""
     data: Annotated[tuple[Data, ...], BeforeValidator(_listed), Field(min_length=1)] = (Data(),)
     proxy: str
@@ -120,21 +121,25 @@ class Plan:
 def load_plan(name_or_file: str, scale: str | None = None, assignments: tuple[str, ...] = ()) -> Plan:
     """The plan of a shipped name or a file, with the overlay ``scale`` and ``a.b=c`` assignments on top.
 
+    The other overlays are checked too, field by field, as they stand in the file; they are not rehearsed.
+
     Raises:
         UserError: names the file, field and value that is wrong, and what is allowed.
     """
     path = find("sweeps", name_or_file)
     data = read_yaml(path)
-    scales = _scales(data.pop("scales", None), path)
-    if scale is not None:
-        if scale not in scales:
-            problem = unknown("scale", scale, scales) if scales else "this plan has no scales"
-            raise UserError(problem, file=path, field="--scale", fix="" if scales else "Leave it out")
-        data = _scaled(data, scales[scale], path, f"scales.{scale}.stages")
-    for assignment in assignments:
-        _assign(data, assignment)
     data.setdefault("name", path.stem)
-    return plan_from(data, path, tuple(scales))
+    scales = _scales(data.pop("scales", None), path)
+    if scale is not None and scale not in scales:
+        problem = unknown("scale", scale, scales) if scales else "this plan has no scales"
+        raise UserError(problem, file=path, field="--scale", fix="" if scales else "Leave it out")
+    chosen = deepcopy(_with_scale(data, scales, scale, path))
+    for assignment in assignments:
+        _assign(chosen, assignment)
+    plan = plan_from(chosen, path, tuple(scales))
+    for other in (name for name in scales if name != scale):
+        _checked(_with_scale(data, scales, other, path), f"{path}: scales.{other}")
+    return plan
 
 
 def plan_from(data: dict[str, Any], source: str | Path, scales: tuple[str, ...] = ()) -> Plan:
@@ -143,6 +148,14 @@ def plan_from(data: dict[str, Any], source: str | Path, scales: tuple[str, ...] 
     Raises:
         UserError: names ``source``, the field and the value that is wrong, and what is allowed.
     """
+    plan = _checked(data, source, scales)
+    with located(file=source):
+        plan.rehearsal  # noqa: B018  a stage may refuse what it is given
+    return plan
+
+
+def _checked(data: dict[str, Any], source: str | Path, scales: tuple[str, ...] = ()) -> Plan:
+    """The plan, its fields checked and its names resolved, before its rehearsal."""
     if "data" in data:
         data = {**data, "data": _sources(data["data"], source)}
     header = validated(Header, data, source)
@@ -155,10 +168,7 @@ def plan_from(data: dict[str, Any], source: str | Path, scales: tuple[str, ...] 
         start = load_settings(header.start, shape)
         role_table(shape, start)
     stages = tuple(_resolved(stage, index, shape, source) for index, stage in enumerate(stages))
-    plan = Plan(header, shape, start, stages, target, scales)
-    with located(file=source):
-        plan.rehearsal  # noqa: B018  a stage may refuse what it is given
-    return plan
+    return Plan(header, shape, start, stages, target, scales)
 
 
 def _resolved(stage: Stage, index: int, shape: Shape, source: str | Path) -> Stage:
@@ -175,6 +185,12 @@ def _scales(given: Any, path: Path) -> dict[str, dict[str, Any]]:
         if overlay is not None and not isinstance(overlay, dict):
             raise UserError(f"{overlay!r} must be a mapping of a plan's keys", file=path, field=f"scales.{name}")
     return {str(name): overlay or {} for name, overlay in scales.items()}
+
+
+def _with_scale(
+    data: dict[str, Any], scales: dict[str, dict[str, Any]], name: str | None, path: Path
+) -> dict[str, Any]:
+    return data if name is None else _scaled(data, scales[name], path, f"scales.{name}.stages")
 
 
 def _scaled(data: dict[str, Any], overlay: dict[str, Any], path: Path, field: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from mup_tune.files import FrozenModel
+from mup_tune.files import FrozenModel, Name
 from mup_tune.findings import Finding, Result, State
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
@@ -118,7 +118,7 @@ class Stage(FrozenModel):
 
     kinds: ClassVar[dict[str, type[Stage]]] = {}
     kind: str
-    name: str = Field(default="", pattern=r"^[\w .-]*$")
+    name: Name = Field(default="", pattern=r"^[\w .-]*$")
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mup_tune.choices import DepthRule, Horizon
 from mup_tune.model.hf import hf_config
-from mup_tune.multipliers import DepthRule
 from mup_tune.roles import RoleTable, role_table
-from mup_tune.schedule import Horizon
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 from mup_tune.transfer import rules as applied

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mup_tune.errors import UserError
+from mup_tune.files import out_folder
 from mup_tune.transfer.aim import Aimed
 from mup_tune.transfer.format import Format
 from mup_tune.transfer.provenance import Evidence, Rule
@@ -47,11 +48,11 @@ def export(aimed: Aimed, out: Path, formats: Sequence[Format], init_seed: int | 
         UserError: ``out`` holds something already, a format cannot express the Settings, or a verification
             fails.
     """
-    _check_out(out)
+    place = _new_folder(out)
     files: dict[str, str] = {}
     for each in formats:
         files |= each.files(aimed)
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir()
@@ -61,7 +62,7 @@ def export(aimed: Aimed, out: Path, formats: Sequence[Format], init_seed: int | 
         weights = () if init_seed is None else write_step_0(beside, aimed.table, init_seed)
         text = readme(aimed, formats, verification, init_seed)
         (beside / "README.md").write_text(text, encoding="utf-8")
-        os.replace(beside, out)  # takes the place of an empty folder, never of a full one
+        os.replace(beside, place)  # takes the place of an empty folder, never of a full one
     except OSError as error:
         raise UserError(f"cannot be written ({error})", file=out, field="--out") from None
     finally:
@@ -82,10 +83,9 @@ def export(aimed: Aimed, out: Path, formats: Sequence[Format], init_seed: int | 
     )
 
 
-def _check_out(out: Path) -> None:
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists() or out.is_symlink():
+def _new_folder(out: Path) -> Path:
+    """Where ``out`` lies; it may be there already if it is empty."""
+    place = out_folder(out)
+    if place.is_dir() and any(place.iterdir()):
         raise UserError(f"{str(out)!r} exists and is not empty", field="--out", fix="Name a new folder")
-    if not out.parent.is_dir():
-        raise UserError(f"the folder {str(out.parent)!r} does not exist", field="--out")
+    return place

@@ -1,7 +1,11 @@
-"""The README.md of an export: the same head for all formats, and a section of each."""
+"""The README.md of an export: the same head for all formats, and a section of each.
+
+Names that users chose pass through :func:`plain`, so that Markdown shows them as they are.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from mup_tune.schedule import batch_lr_factor
@@ -41,9 +45,9 @@ def readme(aimed: Aimed, formats: Sequence[Format], verification: Mapping[str, s
     start = (STEP_0 if init_seed is not None else NO_STEP_0) if foreign else DRAWN
     parts = [
         FIRST + start,
-        f"# {shape.name or 'target'}, {shape.parameters():,} parameters, from {aimed.tuned.origin}",
-        *([f"**Warnings**\n\n{_bullets(aimed.warnings)}"] if aimed.warnings else []),
-        *([f"On this Shape: {shape.note}."] if shape.note else []),
+        f"# {plain(shape.name or 'target')}, {shape.parameters():,} parameters, from {plain(aimed.tuned.origin)}",
+        *([f"**Warnings**\n\n{_bullets(map(plain, aimed.warnings))}"] if aimed.warnings else []),
+        *([f"On this Shape: {plain(shape.note)}."] if shape.note else []),
         _made_from(aimed),
         f"Checked:\n\n{_bullets(f'`{name}`: {said}.' for name, said in verification.items())}",
         f"Global axes: ELR {settings.elr:.6g}, EWD {settings.ewd:.6g}, so η = {settings.eta:.6g} and λ = "
@@ -60,17 +64,22 @@ def readme(aimed: Aimed, formats: Sequence[Format], verification: Mapping[str, s
     return "\n\n".join(parts) + "\n"
 
 
+def plain(text: str) -> str:
+    """``text`` as Markdown that shows it verbatim: no emphasis, links, code, HTML, tables or mathematics."""
+    return re.sub(r"([\\`*\[\]<>|&$~#]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
+
+
 def _made_from(aimed: Aimed) -> str:
     made = aimed.provenance
     said = f"Made by mup-tune {made.mup_tune}, parametrisation `{made.parametrisation}`, settings {made.settings_hash}"
     if made.run is None:
         return f"{said}, without a run: nothing here was measured on your data."
     run = made.run
-    said += (
-        f", from the run {run.name!r} of mup-tune {run.mup_tune} (plan {run.plan!r} {run.plan_hash}, corpus "
-        f"{run.corpus!r} {run.corpus_hash})."
-    )
-    return said if made.evidence is None else f"{said} The run's verdict on its incumbent: {made.evidence.said}."
+    name, plan, corpus = (plain(repr(each)) for each in (run.name, run.plan, run.corpus))
+    said += f", from the run {name} of mup-tune {run.mup_tune} (plan {plan} {run.plan_hash}, corpus {corpus} "
+    said += f"{run.corpus_hash})."
+    verdict = made.evidence and plain(made.evidence.said)
+    return f"{said} The run's verdict on its incumbent: {verdict}." if verdict else said
 
 
 def _rules(aimed: Aimed) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from math import sqrt
 
+from mup_tune.choices import DepthRule, Horizon
 from mup_tune.errors import UserError
-from mup_tune.multipliers import COMPLETEP, FORWARD, LR_OF, REPORT, WD_OF, DepthRule, forward_at
+from mup_tune.multipliers import COMPLETEP, FORWARD, LR_OF, REPORT, WD_OF, forward_at
 from mup_tune.roles import hidden_std
-from mup_tune.schedule import Horizon, batch_lr_factor
+from mup_tune.schedule import batch_lr_factor
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 from mup_tune.transfer.provenance import Rule

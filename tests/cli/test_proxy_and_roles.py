@@ -9,8 +9,9 @@ import pytest
 from program import mup_tune as run
 
 from mup_tune.settings import falcon_h1_published
+from mup_tune.version import VERSION
 
-HEAVY = ("torch", "ray", "transformers", "optuna", "pandas", "matplotlib")
+HEAVY = ("torch", "ray", "transformers", "optuna", "pandas", "matplotlib", "numpy", "scipy")
 
 
 def test_help_of_every_command_imports_nothing_heavy() -> None:
@@ -21,15 +22,41 @@ from mup_tune.cli import app
 runner = CliRunner()
 commands = [command.callback.__name__ for command in app.registered_commands]
 groups = [["proxy"], ["proxy", "show"], ["proxy", "make"], ["data"], ["data", "prepare"]]
-for line in [[], *groups, *([c] for c in commands)]:
-    result = runner.invoke(app, [*line, "--help"])
+lines = [[*line, "--help"] for line in [[], *groups, *([c] for c in commands)]]
+for line in [["--help"], ["--version"], *lines]:
+    result = runner.invoke(app, line)
     assert result.exit_code == 0, (line, result.output)
+    if line == ["--help"]:  # a command's options are parsed with pydantic, and that of `plan` reads the shipped ones
+        assert not {"pydantic", "yaml"} & sys.modules.keys()
 assert len(commands) >= 6, commands
 loaded = [name for name in {HEAVY!r} if name in sys.modules]
 assert not loaded, loaded
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert run("--version").stdout == f"mup-tune {VERSION}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("mup-tune st", "status"),
+        ("mup-tune plan falc", "falcon_h1"),
+        ("mup-tune roles --shape cpu-6", "cpu-64"),
+        ("mup-tune sweep quickstart --executor in", "inline"),
+    ],
+)
+def test_a_shell_is_offered_commands_and_shipped_names(
+    typed: str, offered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_MUP_TUNE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    done = run()
+    assert (done.returncode, done.stdout.split()) == (0, [offered])
 
 
 def test_multipliers_json_has_exactly_35_rows_with_the_promised_keys() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +15,12 @@ from unittest import mock
 import pytest
 from program import mup_tune
 
+from mup_tune.run.tables import slug
 from mup_tune.search import loop
 from mup_tune.settings import ELR_0
 
+# A name that is markup to a terminal, mathematics to a figure, and tags or code to a page.
+TUNED = r'tuned [/x] $5% or $10 <b>&lt; \[/y] "`*|'
 PLAN = """
 proxy: cpu-32
 start: falcon-h1-published
@@ -23,9 +28,9 @@ data: {corpus: CORPUS}
 seeds: [0, 1]
 budget: {seq_len: 32, batch_tokens: 128, total_tokens: 5120, warmup_tokens: 0, decay_tokens: 1280, val_tokens: 640}
 stages:
-  - {kind: elr_ewd, name: elr, reference: tuned}
+  - {kind: elr_ewd, name: elr, reference: TUNED}
   - {kind: micro, group: [lm_head, embedding_weight.elr]}
-  - {kind: confirm, against: [tuned], n_seeds: 2}
+  - {kind: confirm, against: [TUNED], n_seeds: 2}
 """
 
 
@@ -48,7 +53,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{index:02d}.txt").write_text(f"{index} is followed by {index + 1}. " * 20)
     prepare([folder], folder / "corpus", tokenizer="bytes", val_fraction=0.2)
     path = folder / "plan.yaml"
-    path.write_text(PLAN.replace("CORPUS", str(folder / "corpus")))
+    path.write_text(PLAN.replace("CORPUS", str(folder / "corpus")).replace("TUNED", json.dumps(TUNED)))
     return path
 
 
@@ -81,9 +86,29 @@ def test_a_sweep_ends_with_settings_tables_and_status(finished: Path) -> None:
     assert "<svg" in (finished / "report.html").read_text()
 
 
+def test_a_name_stands_everywhere_as_it_is(finished: Path, plan: Path, tmp_path: Path) -> None:
+    again = mup_tune("sweep", plan, "--run", finished, "--executor", "inline")
+    planned, status = mup_tune("plan", plan, "--json"), mup_tune("status", finished, "--json")
+    assert json.loads(planned.stdout)["stages"][2]["title"].endswith(TUNED)
+    assert f"Against {TUNED}: " in json.loads(status.stdout)["stages"][2]["summary"]
+    for said in (again, mup_tune("status", finished)):
+        assert said.returncode == 0
+        assert "".join(TUNED.split()) in "".join(said.stdout.split())  # a table folds it
+    page = tmp_path / "page.html"
+    assert mup_tune("report", finished, "--out", page).returncode == 0
+    assert TUNED not in page.read_text()
+    texts = html.unescape(re.sub(r"<[^>]*>", " ", page.read_text()))
+    assert texts.count(TUNED) >= 5
+    out = tmp_path / "out"
+    done = mup_tune("transfer", finished, "--from", TUNED, "--target", "cpu-64", "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = re.sub(r"\\(.)", r"\1", (out / "README.md").read_text().splitlines()[2])  # as Markdown shows it
+    assert f"from '{slug(TUNED)}' of the run" in shown
+
+
 def test_a_finished_run_is_validated_at_larger_shapes(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "wide"
-    asked = ("validate", finished, "--widths", "2", "--depths", "", "--against", "tuned", "--seeds", "2")
+    asked = ("validate", finished, "--widths", "2", "--depths", "", "--against", TUNED, "--seeds", "2")
     asked = (*asked, "--retune", "lm_head")
     done = mup_tune(*asked, "--run", run, "--executor", "inline", "--json")
     found = json.loads(done.stdout)
@@ -101,13 +126,14 @@ def test_a_finished_run_is_validated_at_larger_shapes(finished: Path, tmp_path: 
     [
         (
             (),
-            "has none of ELR-EWD-tuned untuned, falcon-h1-published to compare with. Name one of its references: tuned",
+            "has none of ELR-EWD-tuned untuned, falcon-h1-published to compare with. Name one of its references: "
+            f"{TUNED}",
         ),
-        (("--against", "tunned"), "--against: unknown reference 'tunned'; did you mean 'tuned'?"),
-        (("--against", "tuned", "--widths", "2,x"), "--widths: '2,x' is not a list of numbers"),
-        (("--against", "tuned", "--widths", "1.1"), "widths[0]: makes d_model 35.2, which is no whole number"),
-        (("--against", "tuned", "--retune", "lm_hat"), "did you mean 'lm_head'?"),
-        (("--against", "tuned", "--horizons", "2"), "give at least two factors above 1"),
+        (("--against", TUNED[1:]), f"did you mean {TUNED!r}?"),
+        (("--against", TUNED, "--widths", "2,x"), "--widths: '2,x' is not a list of numbers"),
+        (("--against", TUNED, "--widths", "1.1"), "widths[0]: makes d_model 35.2, which is no whole number"),
+        (("--against", TUNED, "--retune", "lm_hat"), "did you mean 'lm_head'?"),
+        (("--against", TUNED, "--horizons", "2"), "give at least two factors above 1"),
     ],
 )
 def test_what_cannot_be_validated_is_told(finished: Path, options: tuple[str, ...], said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from synthetic_run import AXES, Landscape, axis_finding
 from mup_tune.findings import AxisFinding, Point
 from mup_tune.report import formats
 from mup_tune.report.figures import axes as figures
+from mup_tune.report.figures.curves import learning_curves
 from mup_tune.stats import Interval
 
 
@@ -152,3 +154,21 @@ def test_a_clamped_optimum_draws_no_parabola(optimum: float, drawn: bool) -> Non
 )
 def test_formats(text: str, expected: str) -> None:
     assert text == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["$5% or $10", r"$\frac$ \[/x]", "_private", 'id="x" url(#y) #010b0c', "<b>&lt;", "ends with $", "x" * 30],
+)
+def test_names_in_figures_are_drawn_as_they_are(name: str) -> None:
+    bars = figures.intervals([figures.Bar(name, Interval(0.1, 0.0, 0.2))], "bars", name)
+    lines = learning_curves({name: ([1.0, 10.0], [2.0, 1.0])}, "lines", "loss", 0, zero=False)
+    for svg in (bars, lines):
+        texts = [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+        assert "".join(name.split()) in "".join("".join(texts).split())
+        assert html.escape(name, quote=True) in svg.split(">", 1)[0]
+
+
+def test_a_name_too_long_for_a_legend_is_cut_and_not_dropped() -> None:
+    svg = learning_curves({"n" * 100: ([1.0, 10.0], [2.0, 1.0])}, "lines", "loss", 0, zero=False)
+    assert f">{'n' * 33}…</text>" in svg

@@ -138,3 +138,18 @@ def test_slugs_are_file_names() -> None:
         "02-micro",
         "a-b",
     ]
+
+
+def test_a_file_that_cannot_be_written_stops_no_other(tmp_path: Path) -> None:
+    _written(tmp_path)
+    for file in (*(tmp_path / "tables").iterdir(), *(tmp_path / "settings").iterdir()):
+        file.unlink()
+    (tmp_path / "settings" / "untuned.yaml").mkdir()
+    (tmp_path / "tables" / "trials.csv").mkdir()
+    opened = RunFolder.open(tmp_path)
+    said = r"untuned\.yaml: could not be written \(Is a directory\), and 1 more files neither"
+    with pytest.raises(UserError, match=said):
+        write_tables(opened, Journal(opened, writable=False))
+    assert load_settings(str(tmp_path / "settings" / "incumbent.yaml"), None) == finding().after
+    written = {path.name for path in (tmp_path / "tables").iterdir() if path.stat().st_size and path.is_file()}
+    assert {"trials.parquet", "packs.csv", "findings.json"} <= written

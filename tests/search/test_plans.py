@@ -185,6 +185,38 @@ def test_wrong_plans_are_named_with_file_field_value_and_fix(
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ("{first: {n_seedz: 1", "plan.yaml: scales.big: stages[1].n_seedz: unknown key 'n_seedz'"),
+        ("{frist: {n_seeds: 1", "plan.yaml: scales.big.stages: unknown stage 'frist'"),
+    ],
+)
+def test_an_overlay_that_is_not_asked_for_is_checked_too(tmp_path: Path, overlay: str, message: str) -> None:
+    text = PLAN.replace("{first: {n_seeds: 1", overlay)
+    for scale in (None, "empty"):
+        with pytest.raises(UserError) as caught:
+            plan(tmp_path, text, scale=scale)
+        assert message in str(caught.value)
+    # What is wrong in the plan itself is told as such.
+    with pytest.raises(UserError, match=r"plan\.yaml: seedz: unknown key"):
+        plan(tmp_path, text.replace("seeds: [0, 1]", "seedz: [0, 1]"))
+    with pytest.raises(UserError, match=r"scales\.big: budget\.total_tokens"):
+        plan(tmp_path, PLAN.replace("big: {proxy", "big: {budget: {total_tokens: none}, proxy"))
+
+
+def test_numbers_and_names_that_tables_and_files_cannot_hold_are_refused(tmp_path: Path) -> None:
+    assert plan(tmp_path, PLAN, f"seeds=[{2**63 - 1}]").header.seeds == (2**63 - 1,)
+    with pytest.raises(UserError, match=r"seeds\[0\]: 9223372036854775808 is not allowed"):
+        plan(tmp_path, PLAN, f"seeds=[{2**63}]")
+    with pytest.raises(UserError, match=r"stages\[0\]\.reference: a name has at most 150 bytes.*: it has 250"):
+        plan(tmp_path, PLAN, f"stages.0.reference={'x' * 250}")
+    with pytest.raises(UserError, match=r"stages\[0\]\.name: a name has at most 150 bytes.*: it has 160"):
+        plan(tmp_path, PLAN, f"stages.0.name={'é' * 80}")
+    with pytest.raises(UserError, match=r"name: a name is one line of text"):
+        plan(tmp_path, PLAN, 'name="a\\nb"')
+
+
 def test_a_stage_named_twice_cannot_be_changed_by_name(tmp_path: Path) -> None:
     text = PLAN.replace("{kind: micro, name: first", "{kind: micro, name: elr").replace("first:", "elr:")
     with pytest.raises(UserError, match=r"scales\.big\.stages: 2 stages are called 'elr'\. Give each a `name`"):

@@ -24,6 +24,7 @@ from mup_tune.transfer.export import export
 from mup_tune.transfer.format import Format
 from mup_tune.transfer.formats import formats
 from mup_tune.transfer.load import load_transfer
+from mup_tune.transfer.readme import plain
 from mup_tune.transfer.resolve import Tuned, resolve
 from mup_tune.transfer.step_0 import write_step_0
 from mup_tune.trial import Budget
@@ -209,3 +210,12 @@ def test_a_checkpoint_that_does_not_fit_leaves_no_export(
     with pytest.raises(UserError, match="--init-seed: the step-0 checkpoint takes"):
         export(aimed, tmp_path / "out", formats(["hf"]), init_seed=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_markdown_shows_names_as_they_are() -> None:
+    """By CommonMark's rules: every backslash escape stands for its character, and no other mark is left."""
+    name = r"a [/x](y) $5% or $10 <b> &lt; `c` *d* _e_ ~f~ | # \[/y]"
+    written = plain(name)
+    assert re.sub(r"\\(.)", r"\1", written) == name
+    assert not re.search(r"(?<!\\)(?:\\\\)*[`*\[\]<>|&$~#]", re.sub(r"\\.", "", written))
+    assert plain("falcon_h1 at cpu-64") == "falcon_h1 at cpu-64"

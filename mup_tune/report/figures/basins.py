@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from mup_tune import stats
 from mup_tune.findings import Point
 from mup_tune.findings.basins import Basin, BasinSize
 from mup_tune.report.figures.style import BLUE, INK, LINE, LINES, PAPER, SOFT, crosses, drawing, svg
 from mup_tune.report.figures.values import OFF_SCALE, ended, limits, standard_error
+from mup_tune.report.formats import si
 from mup_tune.stats import Interval
 
 WIDTH, HEIGHT = 300, 240  # of one panel, in points
@@ -111,6 +112,8 @@ def best_losses(basins: Sequence[Basin], name: str) -> Markup:
         axes.set_xscale("log", base=2)
         if by_width:
             axes.set_xticks([size.d_model for size in basins[0].sizes], [str(s.d_model) for s in basins[0].sizes])
+        else:
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: si(x)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("d_model" if by_width else "parameters")
         axes.set_ylabel("best loss (nats/token)")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from mup_tune.report.figures.style import LINES, SOFT, drawing, svg
+from mup_tune.report.figures.style import LINES, SOFT, drawing, legend_label, svg
 from mup_tune.report.formats import si
 
 Curve = tuple[Sequence[float], Sequence[float]]  # tokens, value
@@ -23,7 +22,7 @@ def learning_curves(curves: Mapping[str, Curve], name: str, label: str, first_li
     with drawing(330, 230) as figure:
         axes = figure.add_subplot()
         for (title, (tokens, values)), (colour, dash) in zip(curves.items(), LINES[first_line:], strict=False):
-            axes.plot(tokens, values, color=colour, linestyle=dash, linewidth=1.5, label=textwrap.shorten(title, 34))
+            axes.plot(tokens, values, color=colour, linestyle=dash, linewidth=1.5, label=legend_label(title))
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: si(x)))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
@@ -21,6 +21,7 @@ from mup_tune.stats import mean
 
 ORDERS = {"SA_M": (BLUE, "o"), "SAM": (RED, "s"), "S_A_M": (GREEN, "^")}
 WIDTH, HEIGHT = 400, 280  # of the figure of losses, in points
+UPWARD = Path([(0, -1), (0, 1), (-0.4, 0.4), (0, 1), (0.4, 0.4)], [1, 2, 1, 2, 2])  # an arrow, as a marker
 CELL = 40  # points, of the grid of ratios
 # Where a label may stand beside its point, best place first: offsets in points and alignments.
 PLACES = ((8, 0, "left", "center"), (-8, 0, "right", "center"), (0, 8, "center", "bottom"), (0, -8, "center", "top"))
@@ -89,8 +90,7 @@ def _draw(axes: Axes, point: ShapePoint, proxy: ShapePoint, high: float) -> tupl
         crosses(axes, [x], high, 7, 1.6, clip_on=False)
         return x, high
     if y > high:
-        style: dict[str, Any] = {"marker": "$↑$", "markersize": 7, "markeredgewidth": 0.4, "linestyle": ""}
-        axes.plot([x], [high], color=colour, clip_on=False, **style)
+        axes.plot([x], [high], color=colour, marker=UPWARD, markersize=7, mfc="none", clip_on=False)
         return x, high
     if bar := _bar(point, proxy):
         axes.plot([x, x], bar, color=colour, linewidth=1.1, alpha=0.6)

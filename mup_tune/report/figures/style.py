@@ -2,6 +2,7 @@
 
 Inks are CSS variables of the page (``--c1`` …) and ``currentColor``, so one figure reads on light and dark;
 text stays text. Nothing is told by colour alone: seeds, means, fits and optima differ in shape as well.
+Names that users chose stand in figures as they are, so nothing in a text is taken for mathematics.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ STYLE: Any = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "path.simplify": True,
+    "text.parse_math": False,
+    "text.usetex": False,
 }
 LINE = 10  # points between stacked labels
 
@@ -72,13 +75,25 @@ def svg(figure: Figure, name: str, description: str) -> Markup:
     head, body = text.split(">", 1)
     box = re.search(r'viewBox="([^"]+)"', head)
     prefix = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-    body = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', body)
-    body = re.sub(r"url\(#", f"url(#{prefix}-", body)
-    body = re.sub(r'xlink:href="#', f'href="#{prefix}-', body)
-    for colour, paint in PAINT.items():
-        body = body.replace(colour, paint)
+    body = re.sub(r"<[^>]*>", lambda tag: _painted(tag[0], prefix), body)  # in tags alone: texts are not ours
     label, view = html.escape(description, quote=True), box.group(1) if box else "0 0 1 1"
     return Markup(f'<svg viewBox="{view}" role="img" aria-label="{label}">{body.strip()}')
+
+
+def _painted(tag: str, prefix: str) -> str:
+    """One tag of the SVG with the page's inks, and with ids that no other figure has."""
+    tag = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', tag)
+    tag = re.sub(r"url\(#", f"url(#{prefix}-", tag)
+    tag = re.sub(r'xlink:href="#', f'href="#{prefix}-', tag)
+    for colour, paint in PAINT.items():
+        tag = tag.replace(colour, paint)
+    return tag
+
+
+def legend_label(text: str, width: int = 34) -> str:
+    """``text`` for a legend, cut at ``width`` characters. Matplotlib leaves out what begins with ``_``."""
+    short = text if len(text) <= width else text[: width - 1] + "…"
+    return f" {short}" if short.startswith("_") else short
 
 
 def crosses(axes: Axes, xs: Sequence[float], y: float, size: float, width: float, **style: Any) -> None:

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mup_tune import stats
 from mup_tune.errors import located
+from mup_tune.files import Name
 from mup_tune.findings import AxisFinding, Decision, State
 from mup_tune.findings.global_axes import GlobalAxes
 from mup_tune.findings.result import sensitivities
@@ -43,7 +44,7 @@ class ElrEwd(Stage):
 
     kind: Literal["elr_ewd"] = "elr_ewd"
     settings: Settings | str | None = None
-    reference: Annotated[str, Field(min_length=1)] | None = None
+    reference: Annotated[Name, Field(min_length=1)] | None = None
     incumbent: bool = True
     elr_offsets: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
     ewd_offsets: tuple[float, ...] = ()
