@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from mup_tune.interrupts import cause
 
 
 class UserError(Exception):
@@ -27,7 +30,17 @@ class UserError(Exception):
 
 
 class InterruptedRunError(Exception):
-    """The user pressed Ctrl-C. The message says that committed work is kept, and how to resume (code 130)."""
+    """A signal stopped the command: exit code 128 + its number, 130 for Ctrl-C.
+
+    Args:
+        then: what is kept and how to go on, as sentences.
+    """
+
+    def __init__(self, then: str) -> None:
+        number = cause()
+        by = "" if number == signal.SIGINT else f" by {number.name}"
+        super().__init__(f"Interrupted{by}. {then}")
+        self.exit_code = 128 + number
 
 
 @contextmanager

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from mup_tune.cli import basin, check, data, doctor, plan, proxy, report, roles, sweep, transfer, validate, verify
 from mup_tune.cli.output import err_console
 from mup_tune.errors import InterruptedRunError, UserError
+from mup_tune.interrupts import stop_signals
+
+
+class _Program(TyperGroup):
+    """All commands: a signal ends any of them in one way, whether it drives a run or not."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise InterruptedRunError("Nothing half-made is left; give the same command again.") from None
+
 
 app = typer.Typer(
     name="mup-tune",
+    cls=_Program,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="µP hyperparameter tuning and scaling of Falcon-H1 models: sweep a small proxy, transfer to full size.",
     epilog="Start with `mup-tune sweep quickstart --run runs/first`. Exit codes: 0 done, 1 failed, 2 wrong input, "
-    "3 inconclusive, 130 interrupted.",
+    "3 inconclusive, 130 interrupted (128 + the signal: 143 by SLURM's SIGTERM).",
 )
 for command in (data, proxy, roles, plan, sweep, validate, transfer, verify, report, check, doctor):
     command.register(app)
@@ -29,13 +44,14 @@ basin.register(check.check)
 def main() -> None:
     """Entry point: a :class:`UserError` becomes one line on stderr and exit code 2."""
     try:
-        get_command(app)()
+        with stop_signals():
+            get_command(app)()
     except UserError as error:
         err_console.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except InterruptedRunError as error:
         err_console.print(_escaped(str(error)), highlight=False, soft_wrap=True)
-        sys.exit(130)
+        sys.exit(error.exit_code)
 
 
 def _escaped(text: str) -> str:

@@ -13,10 +13,8 @@ import importlib
 import logging
 import os
 import shutil
-import signal
 import socket
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,12 +25,14 @@ from mup_tune.engine.dispatch import Dispatcher
 from mup_tune.engine.events import OnEvent
 from mup_tune.engine.work import PackSource, RunnerFactory
 from mup_tune.errors import UserError
+from mup_tune.interrupts import handlers_kept, stops_deferred
 
 # Ray reads these at import.
 DRIVER_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "1",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it makes a crash of SIGTERM
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints a lane's death on our stdout, log_to_driver or not
     "RAY_SCHEDULER_EVENTS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -85,9 +85,9 @@ def drive(
     Raises:
         UserError: the cluster cannot be reached or has no such device.
         RuntimeError: the source waits although nothing is out, or lanes die while they start.
-        KeyboardInterrupt: at once; what was committed stays.
+        KeyboardInterrupt: at once, also where Tune ends before the source does; what was committed stays.
     """
-    with _cluster(address, lanes) as ray:
+    with handlers_kept(), _cluster(address, lanes) as ray:
         if gpus is None:
             gpus = bool(ray.cluster_resources().get("GPU"))
         capacity = _capacity(ray, "GPU" if gpus else "CPU", lanes)
@@ -143,6 +143,8 @@ def _host(
         )
     except ForwardedError as forwarded:
         raise forwarded.error from None
+    if not dispatcher.done:
+        raise KeyboardInterrupt  # Tune's loop ended, and the run did not
 
 
 def _capacity(ray: Any, device: str, lanes: int | None) -> Callable[[], int]:
@@ -174,11 +176,12 @@ def _cluster(address: str | None, num_cpus: int | None) -> Iterator[Any]:
             _join(ray, str(address))
         yield ray
     finally:
-        with _interrupt_deferred():
+        with stops_deferred():
             ours = _processes(temp_dir) if temp_dir else []
             ray.shutdown()
             if temp_dir:
                 _end(ours)
+                _end(_processes(temp_dir))  # started since
                 _remove(Path(temp_dir))
 
 
@@ -230,13 +233,17 @@ def _join(ray: Any, address: str) -> None:
 
 
 def _processes(temp_dir: str) -> list[Any]:
-    """The processes of the Ray that lives in ``temp_dir``: children that name it, and theirs."""
+    """The processes of the Ray that lives in ``temp_dir``: all that name it, and their children.
+
+    A worker that starts while its raylet ends is nobody's child, and names the folder. One that works calls
+    itself otherwise, and is a raylet's child.
+    """
     psutil = importlib.import_module("psutil")  # comes with Ray
     ours: list[Any] = []
-    for child in psutil.Process().children():
+    for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if temp_dir in " ".join(child.cmdline()):
-                ours += [child, *child.children(recursive=True)]
+            if process.pid != os.getpid() and temp_dir in " ".join(process.cmdline()):
+                ours += [process, *process.children(recursive=True)]
     return ours
 
 
@@ -246,23 +253,7 @@ def _end(processes: list[Any]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):  # mostly: it is gone
             process.kill()
-    psutil.wait_procs(processes, timeout=3)
-
-
-@contextlib.contextmanager
-def _interrupt_deferred() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment: a Ray that is half ended would outlive this process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
+    psutil.wait_procs(processes, timeout=10)
 
 
 def _remove(folder: Path) -> None:

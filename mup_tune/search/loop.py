@@ -53,6 +53,11 @@ class Sweep:
         """A stage's name in the journal and in file names: its place, and its name or kind."""
         return self.plan.key(index)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every stage of the plan has concluded: no driver's end says so by itself."""
+        return self.index == len(self.plan.stages)
+
     def next(self, lanes: int) -> Work | Signal:
         self.lanes = lanes
         if not self.queue and not self.outstanding:

@@ -10,6 +10,7 @@ from engine_fakes import Staged, Watch, factory, packs
 
 from mup_tune.engine import ray as driver
 from mup_tune.engine.events import Event, Started
+from mup_tune.interrupts import cause, stop_signals
 
 
 def main(folder: Path, seconds: str) -> None:
@@ -37,4 +38,8 @@ def main(folder: Path, seconds: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    with stop_signals():
+        try:
+            main(Path(sys.argv[1]), sys.argv[2])
+        except KeyboardInterrupt:
+            sys.exit(f"stopped by {cause().name}")
