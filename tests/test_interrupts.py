@@ -49,7 +49,8 @@ def test_a_deferred_signal_interrupts_afterwards() -> None:
                 signal.raise_signal(signal.SIGINT)
                 came.append("the end")
 
-        pytest.raises(KeyboardInterrupt, twice)
+        with pytest.raises(KeyboardInterrupt):
+            twice()
         assert came == ["the end"]
         assert cause() == signal.SIGTERM
 

@@ -103,6 +103,10 @@ class Journal:
         }
         self._write(Kind.REPLACE, stage_key, value, pack_id)
 
+    def replacements(self) -> list[tuple[Pack, ...]]:
+        """What took the place of each pack that was replaced, in order."""
+        return list(self._state.replacements)
+
     def commit(self, result: PackResult) -> bool:
         """Take a planned pack's result: curves, then members, then the record that makes them count.
 

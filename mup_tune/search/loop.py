@@ -47,7 +47,6 @@ class Sweep:
         self.attempts: dict[str, int] = {}
         self.wanted: list[Trial] = []
         self.lanes = 1
-        self.largest = SIZES[-1]
 
     def key(self, index: int) -> str:
         """A stage's name in the journal and in file names: its place, and its name or kind."""
@@ -155,7 +154,13 @@ class Sweep:
                 self.queue.append(self._planned(key, members))
 
     def _size(self, trials: list[Trial]) -> int:
-        return min(self.largest, population_size(self._calibration(trials[0]), len(trials), self.lanes))
+        fastest = population_size(self._calibration(trials[0]), len(trials), self.lanes)
+        return min(fastest, self._fits(trials[0]))
+
+    def _fits(self, trial: Trial) -> int:
+        """The largest population of such trials that may still fit: packs that ran out of memory tell."""
+        halved = (parts[0].trials for parts in self.journal.replacements())
+        return min((len(part) for part in halved if _speed(part[0]) == _speed(trial)), default=SIZES[-1])
 
     def _planned(self, key: str, trials: tuple[Trial, ...]) -> Pack:
         pack = Pack.of(key, trials)
@@ -174,7 +179,6 @@ class Sweep:
                 fix="Use a smaller proxy or fewer tokens a batch",
             )
         parts = halves(work)
-        self.largest = len(parts[0].trials)
         self.journal.replace_pack(work.stage, work.id, str(error), parts)
         self.queue.extendleft(reversed(parts))
 
