@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ from typer.main import get_command
 
 from mup_tune.cli import basin, check, data, doctor, plan, proxy, report, roles, sweep, transfer, validate, verify
 from mup_tune.cli.output import err_console
+from mup_tune.cores import usable_cores
 from mup_tune.errors import InterruptedRunError, UserError
 from mup_tune.interrupts import stop_signals
 
@@ -43,6 +45,7 @@ basin.register(check.check)
 
 def main() -> None:
     """Entry point: a :class:`UserError` becomes one line on stderr and exit code 2."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))  # torch knows no container's CPU limit
     try:
         with stop_signals():
             get_command(app)()

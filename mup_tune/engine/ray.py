@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mup_tune.cores import usable_cores
 from mup_tune.engine.dispatch import Dispatcher
 from mup_tune.engine.events import OnEvent
 from mup_tune.engine.work import PackSource, RunnerFactory
@@ -200,7 +201,7 @@ def _start(ray: Any, temp_dir: str, num_cpus: int | None) -> None:
         Path(temp_dir).mkdir(exist_ok=True)
         ray.init(
             address="local",  # never whatever RAY_ADDRESS or a stale file names
-            num_cpus=num_cpus,
+            num_cpus=usable_cores() if num_cpus is None else num_cpus,  # Ray counts the machine's
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             _temp_dir=temp_dir,

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mup_tune.cores import usable_cores
 from mup_tune.errors import UserError
 from mup_tune.files import dump_yaml, read_json, read_yaml, validated, write_atomic
 from mup_tune.run.description import CorpusRecord, PlanRecord, RunRecord
@@ -200,7 +201,7 @@ def _record(plan_hash: str, corpus: dict[str, Any]) -> RunRecord:
         host=platform.node(),
         python=platform.python_version(),
         platform=platform.platform(),
-        cpus=os.cpu_count(),
+        cpus=usable_cores(),
     )
 
 

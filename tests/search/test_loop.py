@@ -117,7 +117,7 @@ def test_a_pack_that_does_not_fit_is_split_and_the_decisions_stay(plan: Plan, tm
 
 
 class Narrow(Landscape):
-    """Two members of width 64 fit, and any number of others; ``sizes``: of trained packs by width and stage."""
+    """Two members of width 64 fit, any number of others; ``sizes``: of trained packs by width and stage."""
 
     def __init__(self, crash_after: int | None = None) -> None:
         super().__init__(crash_after=crash_after)
