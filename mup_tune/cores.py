@@ -11,7 +11,7 @@ GROUPS, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on (taskset, SLURM), at most what its container may spend; at least 1."""
+    """Cores that it may run on (taskset, SLURM), at most what its container may spend; at least 1."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min((bound, *_limits()))))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,27 @@ class UserError(Exception):
         self.problem, self.file, self.field, self.fix = problem, file, field, fix
         where = ": ".join(str(part) for part in (file, field) if part)
         super().__init__((f"{where}: " if where else "") + problem + (f". {fix}" if fix else ""))
+
+
+FIXES = {
+    errno.ENOSPC: "Free space on its disk, then give the same command again: what is finished is kept",
+    errno.EDQUOT: "Free some of your quota, then give the same command again: what is finished is kept",
+    errno.ENOENT: "It vanished meanwhile: put it back, then give the same command again",
+    errno.ESTALE: "Its file system went away: mount it, then give the same command again",
+    errno.EACCES: "Name a place that you may use",
+    errno.EPERM: "Name a place that you may use",
+    errno.EROFS: "Name a place that can be written",
+    errno.EIO: "Look at its disk, then give the same command again: what is finished is kept",
+    errno.EMFILE: "Raise `ulimit -n`",
+    errno.ENFILE: "The machine has no more open files to give: ask its administrator",
+}
+
+
+def refused(error: OSError) -> UserError | None:
+    """What the machine refuses to a command, with the fix; None for what would be a fault of the program."""
+    if error.errno not in FIXES:
+        return None
+    return UserError(str(error.strerror).lower(), file=error.filename, fix=FIXES[error.errno])
 
 
 class InterruptedRunError(Exception):

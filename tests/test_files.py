@@ -1,11 +1,23 @@
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from mup_tune.errors import UserError
-from mup_tune.files import FrozenModel, dump_yaml, find, parse_yaml, read_yaml, validated, write_atomic
+from mup_tune.errors import UserError, refused
+from mup_tune.files import (
+    FrozenModel,
+    dump_yaml,
+    find,
+    parse_yaml,
+    read_yaml,
+    remove_leftovers,
+    validated,
+    write_atomic,
+)
 from mup_tune.shape import Shape, load_shape
 
 
@@ -104,3 +116,31 @@ def test_write_atomic_leaves_nothing_beside(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a.txt", "one")
     write_atomic(tmp_path / "a.txt", b"two")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "two")]
+
+
+def test_a_write_that_fails_names_the_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.csv").write_text("old")
+
+    def full(self: Path, content: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomic(tmp_path / "a.csv", "new")
+    told = refused(caught.value)
+    assert str(told).startswith(f"{tmp_path / 'a.csv'}: no space left on device. Free space")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+    assert (tmp_path / "a.csv").read_text() == "old"
+
+
+def test_leftovers_of_dead_processes_are_deleted_and_nothing_else(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    stale, live, others = f".a.csv.{ended.pid}", f".b.csv.{os.getpid()}", [".hidden", "c.1", ".nfs0001"]
+    (tmp_path / f".out.{ended.pid}" / "inside").mkdir(parents=True)
+    for name in (stale, live, *others):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {live, *others}
+    remove_leftovers(tmp_path / "nowhere")

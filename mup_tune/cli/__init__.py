@@ -13,16 +13,18 @@ from typer.main import get_command
 from mup_tune.cli import basin, check, data, doctor, plan, proxy, report, roles, sweep, transfer, validate, verify
 from mup_tune.cli.output import err_console
 from mup_tune.cores import usable_cores
-from mup_tune.errors import InterruptedRunError, UserError
+from mup_tune.errors import InterruptedRunError, UserError, refused
 from mup_tune.interrupts import stop_signals
 
 
 class _Program(TyperGroup):
-    """All commands: a signal ends any of them in one way, whether it drives a run or not."""
+    """All commands: a signal, or a machine that refuses, ends any of them in one way."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except OSError as error:
+            raise refused(error) or error from None
         except KeyboardInterrupt:
             raise InterruptedRunError("Nothing half-made is left; give the same command again.") from None
 

@@ -12,9 +12,8 @@ import functools
 import importlib
 import logging
 import os
-import shutil
+import secrets
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from typing import Any
 from mup_tune.cores import usable_cores
 from mup_tune.engine.dispatch import Dispatcher
 from mup_tune.engine.events import OnEvent
+from mup_tune.engine.sessions import session
 from mup_tune.engine.work import PackSource, RunnerFactory
 from mup_tune.errors import UserError
 from mup_tune.interrupts import handlers_kept, stops_deferred
@@ -165,40 +165,37 @@ def _capacity(ray: Any, device: str, lanes: int | None) -> Callable[[], int]:
 def _cluster(address: str | None, num_cpus: int | None) -> Iterator[Any]:
     """Ray, connected, and disconnected at the end; a Ray of our own leaves no process and no file behind."""
     os.environ.update(DRIVER_ENV)
+    if address is None:
+        _give_token()
     import ray
 
     for noisy in ("ray.tune", "ray.air"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    temp_dir = _temp_dir() if address is None else None
-    try:
-        if temp_dir:
-            _start(ray, temp_dir, num_cpus)
-        else:
-            _join(ray, str(address))
-        yield ray
-    finally:
-        with stops_deferred():
-            ours = _processes(temp_dir) if temp_dir else []
-            ray.shutdown()
+    with contextlib.ExitStack() as stack:
+        temp_dir = str(stack.enter_context(session())) if address is None else None
+        try:
             if temp_dir:
+                _start(ray, temp_dir, num_cpus)
+            else:
+                _join(ray, str(address))
+            yield ray
+        finally:
+            with stops_deferred():
+                ours = _processes(temp_dir) if temp_dir else []
+                ray.shutdown()
                 _end(ours)
-                _end(_processes(temp_dir))  # started since
-                _remove(Path(temp_dir))
+                _end(_processes(temp_dir) if temp_dir else [])  # started since
 
 
 @functools.cache
-def _temp_dir() -> str:
-    """Short and not below the run folder: socket paths end at 107 bytes.
-
-    One per process: a second ``ray.init`` creates the folder of the first one again.
-    """
-    return tempfile.mkdtemp(prefix="mup-", dir="/tmp")
+def _give_token() -> None:
+    """The token that guards the ports of a Ray of our own; Ray would keep one in the user's home."""
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _start(ray: Any, temp_dir: str, num_cpus: int | None) -> None:
-    umask = os.umask(0o077)  # Ray may write the token that guards its ports
+    umask = os.umask(0o077)
     try:
-        Path(temp_dir).mkdir(exist_ok=True)
         ray.init(
             address="local",  # never whatever RAY_ADDRESS or a stale file names
             num_cpus=usable_cores() if num_cpus is None else num_cpus,  # Ray counts the machine's
@@ -255,12 +252,3 @@ def _end(processes: list[Any]) -> None:
         with contextlib.suppress(psutil.Error):  # mostly: it is gone
             process.kill()
     psutil.wait_procs(processes, timeout=10)
-
-
-def _remove(folder: Path) -> None:
-    """A dying process may still write a file: try again for a little while."""
-    for _ in range(10):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
