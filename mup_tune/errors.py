@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from mup_tune.interrupts import cause
 
 
 class UserError(Exception):
@@ -34,8 +38,39 @@ class DivergedError(UserError):
     exit_code = 3
 
 
+FIXES = {
+    errno.ENOSPC: "Free space on its disk, then give the same command again: what is finished is kept",
+    errno.EDQUOT: "Free some of your quota, then give the same command again: what is finished is kept",
+    errno.ENOENT: "It vanished meanwhile: put it back, then give the same command again",
+    errno.ESTALE: "Its file system went away: mount it, then give the same command again",
+    errno.EACCES: "Name a place that you may use",
+    errno.EPERM: "Name a place that you may use",
+    errno.EROFS: "Name a place that can be written",
+    errno.EIO: "Look at its disk, then give the same command again: what is finished is kept",
+    errno.EMFILE: "Raise `ulimit -n`",
+    errno.ENFILE: "The machine has no more open files to give: ask its administrator",
+}
+
+
+def refused(error: OSError) -> UserError | None:
+    """What the machine refuses to a command, with the fix; None for what would be a fault of the program."""
+    if error.errno not in FIXES:
+        return None
+    return UserError(str(error.strerror).lower(), file=error.filename, fix=FIXES[error.errno])
+
+
 class InterruptedRunError(Exception):
-    """The user pressed Ctrl-C. The message says that committed work is kept, and how to resume (code 130)."""
+    """A signal stopped the command: exit code 128 + its number, 130 for Ctrl-C.
+
+    Args:
+        then: what is kept and how to go on, as sentences.
+    """
+
+    def __init__(self, then: str) -> None:
+        number = cause()
+        by = "" if number == signal.SIGINT else f" by {number.name}"
+        super().__init__(f"Interrupted{by}. {then}")
+        self.exit_code = 128 + number
 
 
 @contextmanager

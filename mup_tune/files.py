@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -47,6 +48,7 @@ def _short(text: str) -> str:
 Line = Annotated[str, AfterValidator(_one_line)]  # a label that is only shown
 Name = Annotated[Line, AfterValidator(_short)]  # files are named after it
 
+LEFTOVER = re.compile(r"\..+\.([0-9]+)")  # where atomic writes start; the number is the process
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -199,8 +201,12 @@ def find(kind: str, name: str) -> Path:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside and rename, so that a reader or a crash never sees half a file."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(_encoded(content))
-    os.replace(beside, path)
+    with naming(path):
+        try:
+            beside.write_bytes(_encoded(content))
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def _encoded(content: str | bytes) -> bytes:
@@ -264,10 +270,40 @@ def _beside_others(path: Path, field: str) -> Path:
     return place
 
 
-@contextmanager
+@contextlib.contextmanager
 def _refusal(path: Path, field: str) -> Iterator[None]:
     """Say what the system refuses as a :class:`UserError`."""
     try:
         yield
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be written ({error.strerror})", field=field) from None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what processes that were killed left in ``folder`` beside what they wrote.
+
+    What a process of this user still may finish stays; so does what cannot be deleted.
+    """
+    for entry in folder.glob(".*"):
+        named = LEFTOVER.fullmatch(entry.name)
+        if named and not _at_work(int(named[1])):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _at_work(pid: int) -> bool:
+    """Whether this user has such a process."""
+    try:
+        os.kill(pid, 0)
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError from inside names ``path``: a failed write names nothing, a failed rename a hidden file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

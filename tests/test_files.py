@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
-from mup_tune.errors import UserError
+from mup_tune.errors import UserError, refused
 from mup_tune.files import (
     FrozenModel,
     dump_yaml,
@@ -16,6 +18,7 @@ from mup_tune.files import (
     out_folder,
     parse_yaml,
     read_yaml,
+    remove_leftovers,
     validated,
     write_atomic,
     write_out,
@@ -166,3 +169,31 @@ def test_a_place_that_cannot_be_written_is_refused_with_the_option(tmp_path: Pat
             place(tmp_path / ("x" * 300))
         with pytest.raises(UserError, match=r"file' does not exist|cannot be written"):
             place(tmp_path / "file" / "x")
+
+
+def test_a_write_that_fails_names_the_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.csv").write_text("old")
+
+    def full(self: Path, content: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomic(tmp_path / "a.csv", "new")
+    told = refused(caught.value)
+    assert str(told).startswith(f"{tmp_path / 'a.csv'}: no space left on device. Free space")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+    assert (tmp_path / "a.csv").read_text() == "old"
+
+
+def test_leftovers_of_dead_processes_are_deleted_and_nothing_else(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    stale, live, others = f".a.csv.{ended.pid}", f".b.csv.{os.getpid()}", [".hidden", "c.1", ".nfs0001"]
+    (tmp_path / f".out.{ended.pid}" / "inside").mkdir(parents=True)
+    for name in (stale, live, *others):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {live, *others}
+    remove_leftovers(tmp_path / "nowhere")

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from mup_tune.cli import basin, check, data, doctor, plan, proxy, report, roles, sweep, transfer, validate, verify
 from mup_tune.cli.output import err_console, led, replace_unencodable, say
-from mup_tune.errors import InterruptedRunError, UserError
+from mup_tune.cores import usable_cores
+from mup_tune.errors import InterruptedRunError, UserError, refused
+from mup_tune.interrupts import stop_signals
 from mup_tune.version import VERSION
+
+
+class _Program(TyperGroup):
+    """All commands: a signal, or a machine that refuses, ends any of them in one way."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            raise refused(error) or error from None
+        except KeyboardInterrupt:
+            raise InterruptedRunError("Nothing half-made is left; give the same command again.") from None
+
 
 app = typer.Typer(
     name="mup-tune",
+    cls=_Program,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="µP hyperparameter tuning and scaling of Falcon-H1 models: sweep a small proxy, transfer to full size.",
     epilog="Start with `mup-tune sweep quickstart --run runs/first`. Exit codes: 0 done, 1 failed, 2 wrong input, "
-    "3 inconclusive, 130 interrupted.",
+    "3 inconclusive, 130 interrupted (128 + the signal: 143 by SLURM's SIGTERM).",
 )
 for command in (data, proxy, roles, plan, sweep, validate, transfer, verify, report, check, doctor):
     command.register(app)
@@ -45,11 +63,13 @@ def _program(
 def main() -> None:
     """Entry point: a :class:`UserError` becomes one line on stderr and exit code 2."""
     replace_unencodable()
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))  # torch knows no container's CPU limit
     try:
-        get_command(app)(prog_name="mup-tune")
+        with stop_signals():
+            get_command(app)(prog_name="mup-tune")
     except UserError as error:
         err_console.print(led("error:", f" {error}", "bold red"), soft_wrap=True)
         sys.exit(error.exit_code)
     except InterruptedRunError as error:
         err_console.print(str(error), soft_wrap=True)
-        sys.exit(130)
+        sys.exit(error.exit_code)

@@ -13,6 +13,7 @@ import typer
 
 from mup_tune.cli.options import JsonOption
 from mup_tune.cli.output import console, err_console, print_json, print_rows, say
+from mup_tune.cores import usable_cores
 from mup_tune.model.backends import BACKENDS, INSTALL_GPU, INSTALL_MAMBA_SSM, choose, missing
 
 # What it is for, and the command that installs it.
@@ -87,7 +88,9 @@ def _device(name: str) -> dict[str, Any]:
     import torch
 
     facts: dict[str, Any] = {"device": name, "name": platform.processor() or platform.machine()}
-    if name != "cpu":
+    if name == "cpu":
+        facts["cores"] = usable_cores()
+    else:
         properties = torch.cuda.get_device_properties(name)
         facts |= {
             "name": properties.name,
@@ -137,6 +140,8 @@ def _print(packages: list[dict[str, Any]], places: list[dict[str, Any]], tests: 
 def _print_device(place: dict[str, Any]) -> None:
     """One line for what trains there, one for each that does not."""
     about = [place["name"]]
+    if "cores" in place:
+        about.append(f"cores that this process may use: {place['cores']}, a lane each")
     if "capability" in place:
         about.append(f"{place['memory_gib']:.0f} GiB, compute capability {place['capability']}")
         about.append(f"driver {place['driver'] or 'unknown'}, torch's CUDA {place['cuda']}")

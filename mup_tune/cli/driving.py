@@ -26,7 +26,7 @@ def driven(
 
     Raises:
         UserError: wrong input, or options that the executor has no use for.
-        InterruptedRunError: Ctrl-C; the same command resumes.
+        InterruptedRunError: Ctrl-C or another signal; the same command resumes.
     """
     if executor is Executor.INLINE and (address or lanes):
         raise UserError("has no meaning with --executor inline", field="--address" if address else "--lanes")
@@ -40,6 +40,5 @@ def driven(
         ):
             return execute(plan, folder, walk, executor, address, lanes, on_event)
     except KeyboardInterrupt:
-        raise InterruptedRunError(
-            f"Interrupted. Committed packs are kept: the same command resumes {run}; `mup-tune status {run}` shows it."
-        ) from None
+        kept = f"Committed packs are kept: the same command resumes {run}; `mup-tune status {run}` shows it."
+        raise InterruptedRunError(kept) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mup_tune.engine.events import Finished, Lanes, Lost, OnEvent, Started, throttled
 from mup_tune.engine.work import PackSource, Runner, RunnerFactory, Signal
+from mup_tune.interrupts import check_stopped
 
 LANE = "lane-0"
 
@@ -21,6 +22,7 @@ def drive(source: PackSource, make_runner: RunnerFactory, on_event: OnEvent) -> 
     report = throttled(on_event)
     runner: Runner | None = None
     while (work := source.next(1)) is not Signal.DONE:
+        check_stopped()
         if isinstance(work, Signal):
             raise RuntimeError("the source waits for an outcome and nothing is running")
         runner = runner or make_runner(LANE)  # not before there is work: a finished run needs no device

@@ -23,6 +23,7 @@ from mup_tune.engine.events import PROGRESS_EVERY_S, OnEvent, throttled
 from mup_tune.engine.mailbox import Parcel
 from mup_tune.engine.work import Outcome, OutOfMemoryError, Runner, RunnerFactory, Work
 from mup_tune.errors import UserError
+from mup_tune.interrupts import check_stopped
 
 STARTS_ALLOWED = 5  # lanes that die one after another before any comes up
 
@@ -117,6 +118,7 @@ class Host(tune.Callback, tune.Stopper):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune calls this about ten times a second: report progress where there is any, without waiting."""
+        check_stopped()
         now = time.monotonic()
         if now - self._asked < PROGRESS_EVERY_S or not ray.wait([self._drained], timeout=0)[0]:
             return

@@ -12,27 +12,28 @@ import functools
 import importlib
 import logging
 import os
-import shutil
-import signal
+import secrets
 import socket
-import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mup_tune.cores import usable_cores
 from mup_tune.engine.dispatch import Dispatcher
 from mup_tune.engine.events import OnEvent
+from mup_tune.engine.sessions import session
 from mup_tune.engine.work import PackSource, RunnerFactory
 from mup_tune.errors import UserError
+from mup_tune.interrupts import handlers_kept, stops_deferred
 
 # Ray reads these at import.
 DRIVER_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "1",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it makes a crash of SIGTERM
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints a lane's death on our stdout, log_to_driver or not
     "RAY_SCHEDULER_EVENTS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -85,9 +86,9 @@ def drive(
     Raises:
         UserError: the cluster cannot be reached or has no such device.
         RuntimeError: the source waits although nothing is out, or lanes die while they start.
-        KeyboardInterrupt: at once; what was committed stays.
+        KeyboardInterrupt: at once, also where Tune ends before the source does; what was committed stays.
     """
-    with _cluster(address, lanes) as ray:
+    with handlers_kept(), _cluster(address, lanes) as ray:
         if gpus is None:
             gpus = bool(ray.cluster_resources().get("GPU"))
         capacity = _capacity(ray, "GPU" if gpus else "CPU", lanes)
@@ -143,6 +144,8 @@ def _host(
         )
     except ForwardedError as forwarded:
         raise forwarded.error from None
+    if not dispatcher.done:
+        raise KeyboardInterrupt  # Tune's loop ended, and the run did not
 
 
 def _capacity(ray: Any, device: str, lanes: int | None) -> Callable[[], int]:
@@ -162,42 +165,40 @@ def _capacity(ray: Any, device: str, lanes: int | None) -> Callable[[], int]:
 def _cluster(address: str | None, num_cpus: int | None) -> Iterator[Any]:
     """Ray, connected, and disconnected at the end; a Ray of our own leaves no process and no file behind."""
     os.environ.update(DRIVER_ENV)
+    if address is None:
+        _give_token()
     import ray
 
     for noisy in ("ray.tune", "ray.air"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    temp_dir = _temp_dir() if address is None else None
-    try:
-        if temp_dir:
-            _start(ray, temp_dir, num_cpus)
-        else:
-            _join(ray, str(address))
-        yield ray
-    finally:
-        with _interrupt_deferred():
-            ours = _processes(temp_dir) if temp_dir else []
-            ray.shutdown()
+    with contextlib.ExitStack() as stack:
+        temp_dir = str(stack.enter_context(session())) if address is None else None
+        try:
             if temp_dir:
+                _start(ray, temp_dir, num_cpus)
+            else:
+                _join(ray, str(address))
+            yield ray
+        finally:
+            with stops_deferred():
+                ours = _processes(temp_dir) if temp_dir else []
+                ray.shutdown()
                 _end(ours)
-                _remove(Path(temp_dir))
+                _end(_processes(temp_dir) if temp_dir else [])  # started since
 
 
 @functools.cache
-def _temp_dir() -> str:
-    """Short and not below the run folder: socket paths end at 107 bytes.
-
-    One per process: a second ``ray.init`` creates the folder of the first one again.
-    """
-    return tempfile.mkdtemp(prefix="mup-", dir="/tmp")
+def _give_token() -> None:
+    """The token that guards the ports of a Ray of our own; Ray would keep one in the user's home."""
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _start(ray: Any, temp_dir: str, num_cpus: int | None) -> None:
-    umask = os.umask(0o077)  # Ray may write the token that guards its ports
+    umask = os.umask(0o077)
     try:
-        Path(temp_dir).mkdir(exist_ok=True)
         ray.init(
             address="local",  # never whatever RAY_ADDRESS or a stale file names
-            num_cpus=num_cpus,
+            num_cpus=usable_cores() if num_cpus is None else num_cpus,  # Ray counts the machine's
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             _temp_dir=temp_dir,
@@ -230,13 +231,17 @@ def _join(ray: Any, address: str) -> None:
 
 
 def _processes(temp_dir: str) -> list[Any]:
-    """The processes of the Ray that lives in ``temp_dir``: children that name it, and theirs."""
+    """The processes of the Ray that lives in ``temp_dir``: all that name it, and their children.
+
+    A worker that starts while its raylet ends is nobody's child, and names the folder. One that works calls
+    itself otherwise, and is a raylet's child.
+    """
     psutil = importlib.import_module("psutil")  # comes with Ray
     ours: list[Any] = []
-    for child in psutil.Process().children():
+    for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if temp_dir in " ".join(child.cmdline()):
-                ours += [child, *child.children(recursive=True)]
+            if process.pid != os.getpid() and temp_dir in " ".join(process.cmdline()):
+                ours += [process, *process.children(recursive=True)]
     return ours
 
 
@@ -246,29 +251,4 @@ def _end(processes: list[Any]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):  # mostly: it is gone
             process.kill()
-    psutil.wait_procs(processes, timeout=3)
-
-
-@contextlib.contextmanager
-def _interrupt_deferred() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment: a Ray that is half ended would outlive this process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
-
-
-def _remove(folder: Path) -> None:
-    """A dying process may still write a file: try again for a little while."""
-    for _ in range(10):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
+    psutil.wait_procs(processes, timeout=10)

@@ -61,6 +61,7 @@ class Contents:
     compositions: dict[str, tuple[str, list[str]]] = field(default_factory=dict)  # pack id -> stage, trial hashes
     infos: dict[str, dict[str, Any]] = field(default_factory=dict)
     closed: dict[str, Kind] = field(default_factory=dict)  # pack id -> COMMIT or REPLACE
+    replacements: list[list[str]] = field(default_factory=list)  # ids of the packs that took another's place
     journalled: dict[str, dict[str, Any]] = field(default_factory=dict)  # also of packs whose commit broke off
     places: dict[str, tuple[str, str, int]] = field(default_factory=dict)  # hash -> stage, pack, index
     commits: list[dict[str, Any]] = field(default_factory=list)
@@ -126,6 +127,7 @@ class Contents:
     def _apply_replace(self, stage: str, pack_id: str, value: dict[str, Any]) -> None:
         self.closed[pack_id] = Kind.REPLACE
         self._take_packs(stage, value["by"], value)
+        self.replacements.append(list(value["by"]))
 
     def _apply_member(self, stage: str, hash_: str, value: dict[str, Any]) -> None:
         self.journalled.setdefault(hash_, value)

@@ -16,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mup_tune.cores import usable_cores
 from mup_tune.errors import UserError
-from mup_tune.files import dump_yaml, read_json, read_yaml, validated, write_atomic
+from mup_tune.files import dump_yaml, read_json, read_yaml, remove_leftovers, validated, write_atomic
 from mup_tune.run.description import CorpusRecord, PlanRecord, RunRecord
 from mup_tune.version import VERSION
 
@@ -61,6 +62,8 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot be used as a run folder ({error.strerror})", file=path) from None
         run = cls(folder, lock)
+        for each in (run.path, run.curves, run.tables, run.settings):
+            remove_leftovers(each)
         try:
             if _is_run(folder):
                 run._same(plan, plan_hash, corpus)
@@ -200,7 +203,7 @@ def _record(plan_hash: str, corpus: dict[str, Any]) -> RunRecord:
         host=platform.node(),
         python=platform.python_version(),
         platform=platform.platform(),
-        cpus=os.cpu_count(),
+        cpus=usable_cores(),
     )
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mup_tune.errors import UserError, located
-from mup_tune.files import content_hash
+from mup_tune.files import content_hash, naming
 from mup_tune.findings import Finding, State
 from mup_tune.run.contents import NOTES, Contents, Kind, Tally
 from mup_tune.run.curves import write_curves
@@ -102,6 +102,10 @@ class Journal:
             "trials": self._new_trials(stage_key, by),
         }
         self._write(Kind.REPLACE, stage_key, value, pack_id)
+
+    def replacements(self) -> list[tuple[Pack, ...]]:
+        """What took the place of each pack that was replaced, in order."""
+        return [tuple(map(self._state.pack, packs)) for packs in self._state.replacements]
 
     def commit(self, result: PackResult) -> bool:
         """Take a planned pack's result: curves, then members, then the record that makes them count.
@@ -204,13 +208,9 @@ class Journal:
     def _open(self) -> None:
         """Make the live file and its surroundings sound, and read them. The lock keeps others out."""
         journal = self.folder.journal
-        for leftover in self.folder.curves.glob(".*.parquet.*"):
-            leftover.unlink()
-        try:
+        with naming(journal):
             journal.touch()
             repair(journal)
-        except OSError as error:
-            raise UserError(f"cannot be written ({error.strerror})", file=journal) from None
         self._load()
         with readable(journal):
             self._state.check()

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from mup_tune.errors import UserError
+from mup_tune.files import naming
 
 MINIMIZE, COMPLETE, FAIL = 1, 1, 3  # optuna.study.StudyDirection, optuna.trial.TrialState
 LOWEST, HIGHEST = 1e-30, 1e30
@@ -109,7 +110,7 @@ class OptunaLog:
         """One line, durable when this returns."""
         line = json.dumps({"op_code": op, "worker_id": WORKER, **fields}, separators=(",", ":"), allow_nan=False)
         # A file that vanishes under its run is not begun anew, so nothing creates it here.
-        with open(os.open(self.file, os.O_WRONLY | os.O_APPEND), "ab") as file:
+        with naming(self.file), open(os.open(self.file, os.O_WRONLY | os.O_APPEND), "ab") as file:
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

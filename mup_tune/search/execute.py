@@ -69,6 +69,8 @@ def execute(
             from mup_tune.engine import ray
 
             ray.drive(sweep, make_runner, on_event, run_dir=folder.path, address=address, lanes=lanes)
+        if not sweep.complete:
+            raise KeyboardInterrupt  # the driver was stopped, whatever it made of that
         sweep.journal.set_note("complete", True)
     finally:
         write_tables(folder, sweep.journal)

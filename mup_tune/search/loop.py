@@ -54,7 +54,6 @@ class Sweep:
         self.attempts: dict[str, int] = {}
         self.wanted: list[Trial] = []
         self.lanes = 1
-        self.largest = SIZES[-1]
         packs = journal.packs()
         self.first_record: dict[str, Any] = packs[0]["record"] if packs else {}
         self.changed = made_differently(self.first_record, {"mup_tune": trained_by()})
@@ -62,6 +61,11 @@ class Sweep:
     def key(self, index: int) -> str:
         """A stage's name in the journal and in file names: its place, and its name or kind."""
         return self.plan.key(index)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every stage of the plan has concluded: no driver's end says so by itself."""
+        return self.index == len(self.plan.stages)
 
     def next(self, lanes: int) -> Work | Signal:
         self.lanes = lanes
@@ -163,7 +167,13 @@ class Sweep:
                 self.queue.append(self._planned(key, members))
 
     def _size(self, trials: list[Trial]) -> int:
-        return min(self.largest, population_size(self._calibration(trials[0]), len(trials), self.lanes))
+        fastest = population_size(self._calibration(trials[0]), len(trials), self.lanes)
+        return min(fastest, self._fits(trials[0]))
+
+    def _fits(self, trial: Trial) -> int:
+        """The largest population of such trials that may still fit: packs that ran out of memory tell."""
+        halved = (parts[0].trials for parts in self.journal.replacements())
+        return min((len(part) for part in halved if _speed(part[0]) == _speed(trial)), default=SIZES[-1])
 
     def _planned(self, key: str, trials: tuple[Trial, ...]) -> Pack:
         pack = Pack.of(key, trials)
@@ -182,7 +192,6 @@ class Sweep:
                 fix="Use a smaller proxy or fewer tokens a batch",
             )
         parts = halves(work)
-        self.largest = len(parts[0].trials)
         self.journal.replace_pack(work.stage, work.id, str(error), parts)
         self.queue.extendleft(reversed(parts))
 

@@ -61,7 +61,7 @@ class InitSlice(FrozenModel):
     multiplier: PositiveFloat
 
 
-# What :func:`groups_of` writes, which matches in linear time; a regular expression at large could take for ever.
+# What ``optimizer_file`` writes. It matches in linear time; a regular expression at large could hang.
 PATTERN = re.compile(r"(?:\w|\\\.|\\d\+)+", re.ASCII)
 
 

@@ -184,6 +184,39 @@ def test_ctrl_c_says_how_to_resume_and_exits_130(plan: Path, tmp_path: Path) -> 
     assert "Traceback" not in message
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_other_signals_interrupt_a_sweep_as_ctrl_c_does(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr("mup_tune.train.trainer.train_pack", lambda *_: signal.raise_signal(number))
+    run = tmp_path / "stopped"
+    done = mup_tune("sweep", plan, "--run", run, "--executor", "inline")
+    assert done.returncode == 128 + number
+    said = " ".join(done.stderr.split())
+    assert said.startswith(f"Interrupted by {number.name}. Committed packs are kept: the same command resumes {run}")
+    assert not json.loads(mup_tune("status", run, "--json").stdout)["complete"]
+    assert not list(run.rglob(".*"))
+
+
+def test_a_signal_leaves_nothing_of_a_corpus(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mup_tune.data.prepare.write_split", lambda *_: signal.raise_signal(signal.SIGTERM))
+    done = mup_tune("data", "prepare", *plan.parent.glob("*.txt"), "--out", tmp_path / "corpus", "--tokenizer", "bytes")
+    assert (done.returncode, done.stderr.strip()) == (
+        143,
+        "Interrupted by SIGTERM. Nothing half-made is left; give the same command again.",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_driver_that_ends_before_the_plan_does_is_an_interrupt(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mup_tune.engine.inline.drive", lambda *_: None)
+    run = tmp_path / "run"
+    assert mup_tune("sweep", plan, "--run", run, "--executor", "inline").returncode == 130
+    assert not json.loads(mup_tune("status", run, "--json").stdout)["complete"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -5,6 +5,7 @@ Few and long scenarios: on Ray each start of a run costs seconds.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from engine_fakes import Staged, Watch, factory, packs, trials
 from mup_tune.engine.events import Event, Finished, Lanes, Lost, Started
 from mup_tune.engine.work import Calibrate, Calibration, OutOfMemoryError, Progress, RunnerFactory
 from mup_tune.errors import UserError
+from mup_tune.interrupts import cause, stop_signals
 from mup_tune.trial import Pack, PackResult
 
 Drive = Callable[[Staged, RunnerFactory, Callable[[Event], None]], None]
@@ -84,14 +86,17 @@ class DriverContract:
         assert (caught.value.field, caught.value.fix) == ("backend", "Take another")
         assert str(caught.value) == "backend: no such backend. Take another"
 
-    def test_an_interrupt_passes_and_commits_nothing(self, tmp_path: Path) -> None:
+    def test_a_signal_interrupts_and_nothing_more_is_committed(self, tmp_path: Path) -> None:
+        """Tune would leave its loop at SIGUSR1, as if all were done."""
         source = Staged([[*packs("slow 0.2", 6)]])
 
         def press(event: Event) -> None:
             if isinstance(event, Started) and len(source.handed) > 3:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGUSR1)
 
-        with pytest.raises(KeyboardInterrupt):
-            self.drive(source, factory(tmp_path), press)
+        with stop_signals():
+            with pytest.raises(KeyboardInterrupt):
+                self.drive(source, factory(tmp_path), press)
+            assert cause() == signal.SIGUSR1
         assert 1 <= len(source.committed) <= 3
         assert not source.losses

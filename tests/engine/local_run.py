@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 
 from engine_fakes import Staged, Watch, factory, packs
 
 from mup_tune.engine import ray as driver
 from mup_tune.engine.events import Event, Started
+from mup_tune.interrupts import cause, stop_signals
 
 
 def main(folder: Path, seconds: str) -> None:
@@ -18,16 +18,13 @@ def main(folder: Path, seconds: str) -> None:
     def on_event(event: Event) -> None:
         watch(event)
         if isinstance(event, Started):
+            import ray
+
+            node = ray._private.worker._global_node
+            assert node is not None
+            (folder / "temp_dirs").write_text(node.get_temp_dir_path())
             (folder / "started").touch()
 
-    make = tempfile.mkdtemp
-
-    def noted(**options: str) -> str:
-        name = make(**options)
-        (folder / "temp_dirs").write_text(name)
-        return name
-
-    tempfile.mkdtemp = noted  # type: ignore[assignment]
     source = Staged([[*packs("die", 1), *packs(f"slow {seconds}", 4, 1, 9000)]])
     driver.drive(source, factory(folder), on_event, run_dir=folder / "run", address=None, lanes=2, gpus=False)
     assert len(source.losses) == 1
@@ -37,4 +34,8 @@ def main(folder: Path, seconds: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    with stop_signals():
+        try:
+            main(Path(sys.argv[1]), sys.argv[2])
+        except KeyboardInterrupt:
+            sys.exit(f"stopped by {cause().name}")

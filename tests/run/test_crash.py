@@ -83,14 +83,23 @@ def test_torn_within_a_commit_then_committed_again(tmp_path: Path, monkeypatch: 
             assert len(Journal(run, writable=True).rows) == 2
 
 
-def test_half_written_curves_are_cleared(tmp_path: Path) -> None:
+def test_half_written_files_are_cleared_by_the_next_driver(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
     with folder(tmp_path) as run:
         begun(run).close()
-        run.curves.mkdir()
-        leftover = run.curves / ".p.parquet.17"
+    places = [
+        run.path / ".report.html",
+        run.curves / ".p.parquet",
+        run.tables / ".trials.csv",
+        run.settings / ".a.yaml",
+    ]
+    leftovers = [place.with_name(f"{place.name}.{ended.pid}") for place in places]
+    for leftover in leftovers:
+        leftover.parent.mkdir(exist_ok=True)
         leftover.touch()
-        Journal(run, writable=True).set_note("n", 1)
-        assert not leftover.exists()
+    with folder(tmp_path):
+        assert not any(leftover.exists() for leftover in leftovers)
 
 
 def _kill_append(monkeypatch: pytest.MonkeyPatch, at: int, how: str) -> None:

@@ -123,6 +123,42 @@ def test_a_pack_that_does_not_fit_is_split_and_the_decisions_stay(plan: Plan, tm
         sweep(plan, tmp_path / "none", Landscape(largest=0))
 
 
+class Narrow(Landscape):
+    """Two members of width 64 fit, any number of others; ``sizes``: of trained packs by width and stage."""
+
+    def __init__(self, crash_after: int | None = None) -> None:
+        super().__init__(crash_after=crash_after)
+        self.sizes: dict[tuple[int, str], list[int]] = {}
+        self.failures = 0
+
+    def run(self, work: Work, report: Report) -> Outcome:
+        if isinstance(work, Pack):
+            width = work.trials[0].shape.d_model
+            if width == 64 and len(work.trials) > 2:
+                self.failures += 1
+                raise OutOfMemoryError("too many members")
+            outcome = super().run(work, report)
+            self.sizes.setdefault((width, work.stage), []).append(len(work.trials))
+            return outcome
+        return super().run(work, report)
+
+
+def test_memory_is_a_matter_of_shape_and_budget_and_a_resume_knows_it(tmp_path: Path) -> None:
+    path, check = tmp_path / "plan.yaml", "kind: basin, params: [mup], n_seeds: 2, widths: [32, 64], extend: 0"
+    path.write_text(PLAN[: PLAN.index("stages:")] + f"stages: [{{{check}}}, {{{check}, hp: ewd, offsets: [-1, 0, 1]}}]")
+    plan, whole, stopped, resumed = load_plan(str(path)), Narrow(), Narrow(crash_after=8), Narrow()
+    sweep(plan, tmp_path / "whole", whole)
+    assert whole.sizes[64, "01-basin"] == [2, 1, 2, 2, 1, 2]
+    assert whole.sizes[32, "01-basin"] == [5, 5]
+    assert whole.sizes[64, "02-basin"] == [2, 2]
+    assert whole.sizes[32, "02-basin"] == [4]
+    with pytest.raises(KeyboardInterrupt):
+        sweep(plan, tmp_path / "run", stopped)
+    sweep(plan, tmp_path / "run", resumed)
+    assert stopped.sizes | resumed.sizes == whole.sizes
+    assert (stopped.failures, resumed.failures) == (whole.failures, 0)
+
+
 def test_a_pack_that_keeps_failing_ends_the_run_with_its_reason(plan: Plan, tmp_path: Path) -> None:
     class Broken(Landscape):
         def run(self, work: Work, report: Report) -> Outcome:
