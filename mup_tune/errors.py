@@ -11,9 +11,14 @@ from pathlib import Path
 
 from mup_tune.interrupts import cause
 
+PLACE, SENTENCE = 300, 1200  # characters of a file's or field's name, and of a sentence: 37 axes can be listed
+
 
 class UserError(Exception):
-    """Wrong input: one clear message, exit code 2, no traceback.
+    """Wrong input: one clear message on one line, exit code 2, no traceback.
+
+    What it quotes may be anything that a file or a shell can hold. Control characters are shown as escapes,
+    and what is too long to read is cut in its middle.
 
     Args:
         problem: what is wrong, as a sentence without its full stop.
@@ -28,8 +33,16 @@ class UserError(Exception):
         self, problem: str, *, file: str | Path | None = None, field: str | None = None, fix: str | None = None
     ) -> None:
         self.problem, self.file, self.field, self.fix = problem, file, field, fix
-        where = ": ".join(str(part) for part in (file, field) if part)
-        super().__init__((f"{where}: " if where else "") + problem + (f". {fix}" if fix else ""))
+        where = ": ".join(_readable(str(part), PLACE) for part in (file, field) if part)
+        told = _readable(problem, SENTENCE) + (f". {_readable(fix, SENTENCE)}" if fix else "")
+        super().__init__((f"{where}: " if where else "") + told)
+
+
+def _readable(text: str, limit: int) -> str:
+    """``text`` on one line of at most ``limit`` characters."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    half = limit // 2
+    return shown if len(shown) <= limit else f"{shown[:half]} … {shown[-half:]}"
 
 
 class DivergedError(UserError):
@@ -46,6 +59,9 @@ FIXES = {
     errno.EACCES: "Name a place that you may use",
     errno.EPERM: "Name a place that you may use",
     errno.EROFS: "Name a place that can be written",
+    errno.ENAMETOOLONG: "Name a shorter one",
+    errno.ENOTDIR: "Name a place below a folder",
+    errno.ELOOP: "Its links lead in a circle: name what they should point at",
     errno.EIO: "Look at its disk, then give the same command again: what is finished is kept",
     errno.EMFILE: "Raise `ulimit -n`",
     errno.ENFILE: "The machine has no more open files to give: ask its administrator",

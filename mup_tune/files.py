@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -131,7 +131,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object a JSON file holds."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"cannot be read ({error})", file=path) from None
 
 
@@ -143,13 +143,34 @@ def dump_yaml(data: Any) -> str:
 def validated(model: type[ModelT], data: Any, source: str | Path, at: str = "") -> ModelT:
     """``model`` from ``data``; a wrong field is named (below ``at``), with its value and what is allowed."""
     try:
-        return model.model_validate(data)
+        made = model.model_validate(data)
+        for loc, value in _no_numbers(data, made.model_dump()):
+            field = ".".join(part for part in (at, _dotted(loc)) if part)
+            raise UserError(f"{value!r} is not allowed: a number is wanted", file=source, field=field)
+        return made
     except ValidationError as error:
         # A misspelt key also makes the right one missing: the misspelling is what helps.
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         field = ".".join(part for part in (at, _dotted(first["loc"])) if part)
         more = f" ({error.error_count() - 1} more after this one)" if error.error_count() > 1 else ""
         raise UserError(_problem(model, first) + more, file=source, field=field or None) from None
+
+
+def _no_numbers(given: Any, taken: Any) -> Iterator[tuple[tuple[int | str, ...], Any]]:
+    """Where pydantic made a number of a truth value or a text."""
+    if isinstance(given, dict) and isinstance(taken, dict):
+        both: Iterable[tuple[int | str, Any, Any]] = (
+            (key, each, taken[key]) for key, each in given.items() if key in taken
+        )
+    elif isinstance(given, list | tuple) and isinstance(taken, list | tuple) and len(given) == len(taken):
+        both = ((index, *pair) for index, pair in enumerate(zip(given, taken, strict=True)))
+    else:
+        if isinstance(given, bool | str) and isinstance(taken, int | float) and not isinstance(taken, bool):
+            yield (), given
+        return
+    for part, one, other in both:
+        for loc, value in _no_numbers(one, other):
+            yield (part, *loc), value
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:

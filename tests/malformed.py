@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from mup_tune.errors import UserError
+from mup_tune.errors import UserError, refused
 from mup_tune.files import read_yaml, shipped
 from mup_tune.run.view import load_run
 from mup_tune.search.plan import load_plan
@@ -185,8 +185,11 @@ def _plan_case(folder: Path, text: str, what: str, refused: bool, random_: rando
 def _shape(sound: _Sound, folder: Path, random_: random.Random) -> Case:
     file = folder / "shape.yaml"
     data, what, refused = _mutated(read_yaml(shipped("proxy_models") / "cpu-32.yaml"), random_)
-    file.write_text(yaml.safe_dump(data) if random_.random() < 0.8 else _torn(yaml.safe_dump(data), random_)[0])
-    return Case(f"shape: {what}", lambda: load_shape(str(file)).parameters, False if "torn" in what else False)
+    text = yaml.safe_dump(data)
+    if random_.random() < 0.2:
+        text, refused = _torn(text, random_)[0], False
+    file.write_text(text)
+    return Case(f"shape: {what}", lambda: load_shape(str(file)).parameters, refused)
 
 
 def _settings(sound: _Sound, folder: Path, random_: random.Random) -> Case:
@@ -240,10 +243,7 @@ def _corpus(sound: _Sound, folder: Path, random_: random.Random) -> Case:
     copied = folder / "corpus"
     shutil.copytree(sound.corpus, copied)
     file = random_.choice(sorted(each for each in copied.iterdir() if each.is_file()))
-    if file.suffix == ".json":
-        what = _damage_json(file, random_)
-    else:
-        what = _damage_bytes(file, random_)
+    what = (_damage_json if file.suffix == ".json" else _damage_bytes)(file, random_)
 
     def read() -> object:
         corpus = Corpus.open(copied)
@@ -392,8 +392,11 @@ def fault(case: Case) -> str:
     try:
         with _limited(LONGEST_S):
             case.read()
-    except UserError as error:
-        said = str(error)
+    except (UserError, OSError) as error:
+        told = refused(error) if isinstance(error, OSError) else error  # as the command line does
+        if told is None:
+            return f"{error!r}"
+        said = str(told)
         if any(ord(char) < 32 for char in said):
             return f"a message with control characters: {said[:300]!r}"
         return f"a message of {len(said)} characters: {said[:300]!r}" if len(said) > LONGEST_MESSAGE else ""

@@ -93,7 +93,7 @@ class Corpus:
             content = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"cannot be read ({error.strerror})", file=file) from None
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise UserError(f"is not JSON ({error})", file=file) from None
         corpus = cls(folder, validated(Manifest, content, file))
         for part in (*corpus.manifest.train.parts, *corpus.manifest.val.parts):

@@ -134,11 +134,13 @@ class Contents:
 
     def _apply_commit(self, stage: str, pack_id: str, value: dict[str, Any]) -> None:
         self.closed[pack_id] = Kind.COMMIT
+        curves = {key: str(value["curves"][key]) for key in ("file", "sha256")}
+        told = {"record": dict(value["record"]), "curves": curves, "committed_utc": str(value["committed_utc"])}
         _, hashes = self.compositions[pack_id]
         for index, hash_ in enumerate(hashes):
             self.journalled[hash_]  # a commit without its members is no commit
             self.places.setdefault(hash_, (stage, pack_id, index))
-        self.commits.append({"stage": stage, "pack": pack_id, "hashes": hashes, "info": self.infos[pack_id], **value})
+        self.commits.append({"stage": stage, "pack": pack_id, "hashes": hashes, "info": self.infos[pack_id], **told})
 
     def _apply_conclusion(self, stage: str, of: str, value: dict[str, Any]) -> None:
         self.conclusions[stage] = Finding.model_validate(value["finding"]), State.from_json(value["state"])

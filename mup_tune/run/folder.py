@@ -238,7 +238,7 @@ def _nearest(folder: Path) -> str | None:
 def _runs_in(folder: Path) -> list[str]:
     try:
         return sorted(entry.name for entry in folder.iterdir() if _is_run(entry))
-    except OSError:
+    except (OSError, ValueError):  # a name may hold what no path can
         return []
 
 

@@ -41,7 +41,7 @@ class Header(FrozenModel):
     proxy: str
     start: str = "untuned"
     target: str | None = None
-    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1), each_once("seed")]
+    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=100), each_once("seed")]
     budget: Budget
     stages: Annotated[list[dict[str, Any]], Field(min_length=1)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count, islice, pairwise
 from statistics import fmean
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from mup_tune.stats import NOTHING, Interval, Losses, Parabola, Sigma
 from mup_tune.trial import Budget
 
 MAX_OFFSET = 16.0
+MIN_STEP = 0.01  # log2: a difference of 0.7 %, below which a curve has no slope
 
 
 @dataclass
@@ -181,7 +182,10 @@ def checked_grid(offsets: tuple[float, ...]) -> tuple[float, ...]:
         raise ValueError(f"{list(offsets)} is not allowed: a grid has offsets below 0, 0 itself and offsets above 0")
     if max(abs(offset) for offset in offsets) > MAX_OFFSET:
         raise ValueError(f"{list(offsets)} is not allowed: offsets are exponents of 2, at most ±{MAX_OFFSET:g}")
-    return tuple(sorted(float(offset) for offset in offsets))
+    grid = sorted(float(offset) for offset in offsets)
+    if min(high - low for low, high in pairwise(grid)) < MIN_STEP:
+        raise ValueError(f"{list(offsets)} is not allowed: offsets lie at least {MIN_STEP:g} apart")
+    return tuple(grid)
 
 
 Grid = Annotated[tuple[float, ...], AfterValidator(checked_grid)]

@@ -70,7 +70,7 @@ class Group(FrozenModel):
 
     pattern: str
     tensors: Positive
-    shape: tuple[Positive, ...]
+    shape: Annotated[tuple[Positive, ...], Field(min_length=1)]
     lr: PositiveFloat
     weight_decay: NonNegativeFloat
     eps: PositiveFloat
