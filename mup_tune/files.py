@@ -57,8 +57,10 @@ def content_hash(value: Any) -> str:
 
     def bare(item: Any) -> Any:
         if isinstance(item, dict):
-            return {key: bare(entry) for key, entry in item.items() if key != "name"}
-        return [bare(entry) for entry in item] if isinstance(item, list | tuple) else item
+            # Leaves are most of a trial's values, and a call each would double the time.
+            inner = (dict, list, tuple)
+            return {key: bare(each) if isinstance(each, inner) else each for key, each in item.items() if key != "name"}
+        return [bare(each) for each in item] if isinstance(item, list | tuple) else item
 
     text = json.dumps(bare(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -74,6 +76,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == _TAG + "merge":
+                continue  # what it brings may be given again
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
                 raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: a list or mapping cannot be a key")
@@ -102,15 +106,34 @@ for _name, _pattern in _NUMBERS.items():
     _Dumper.add_implicit_resolver(_TAG + _name, _pattern, list("-+.0123456789"))
 
 
+DEEPEST, MOST_NODES = 100, 100_000
+
+
 def parse_yaml(text: str, source: str | Path) -> Any:
     """Parse YAML; a syntax error becomes a :class:`UserError` that names the line."""
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass
+        data = yaml.load(text, Loader=_Loader)  # a SafeLoader subclass
+        _check_size(data)
+        return data
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # of explicit tags, digits without end, nesting
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         detail = getattr(error, "problem", None) or " ".join(str(error).split())
         raise UserError(f"{line}not valid YAML ({detail})", file=source) from None
+
+
+def _check_size(data: Any) -> None:
+    """Refuse what refers to itself, or is short only as long as nobody follows its aliases."""
+    level, nodes = [data], 0
+    for _ in range(DEEPEST):
+        inner = [item for item in level if isinstance(item, dict | list)]
+        if not inner:
+            return
+        level = [each for item in inner for each in (item.values() if isinstance(item, dict) else item)]
+        nodes += len(level)
+        if nodes > MOST_NODES:
+            raise yaml.YAMLError(f"it holds more than {MOST_NODES:,} values")
+    raise yaml.YAMLError(f"it is nested more than {DEEPEST} levels deep, or refers to itself")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

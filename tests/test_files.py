@@ -117,6 +117,21 @@ def test_shipped_names_and_paths_are_found(tmp_path: Path) -> None:
         load_shape(str(tmp_path / "absent.yaml"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &x [*x]",
+        "a: &x {b: *x}",
+        "a: &a [1, 1]\n" + "".join(f"k{n}: &k{n} [{'*a, ' * 9}*a]\n" for n in range(20_000)),
+    ],
+    ids=["list", "mapping", "aliases without end"],
+)
+def test_yaml_that_refers_to_itself_or_grows_without_end_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="not valid YAML .it (is nested|holds) more than"):
+        parse_yaml(text, "plan.yaml")
+    assert parse_yaml("a: &x {b: 1}\nc: {<<: *x, d: 2}", "plan.yaml")["c"] == {"b": 1, "d": 2}
+
+
 def test_write_atomic_leaves_nothing_beside(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a.txt", "one")
     write_atomic(tmp_path / "a.txt", b"two")

@@ -33,9 +33,14 @@ EXTEND = 1
 FOR_A_TREND = 4  # sizes
 
 
+LARGEST = 1024
+
+
 def _larger(factors: tuple[float, ...]) -> tuple[float, ...]:
     if any(factor <= 0 or factor == 1 for factor in factors):
         raise ValueError(f"{list(factors)} is not allowed: give factors on the proxy's size, without 1 itself")
+    if any(factor > LARGEST for factor in factors):
+        raise ValueError(f"{list(factors)} is not allowed: a Shape is at most {LARGEST} times the proxy's size")
     return tuple(sorted(factors))
 
 
