@@ -38,15 +38,21 @@ def prepare(
     vocab_size: Annotated[
         int | None, typer.Option(metavar="N", help="Instead of --tokenizer, for Megatron pairs.")
     ] = None,
-    val_fraction: Annotated[float, typer.Option(help="Share of documents held out for validation.")] = 0.01,
+    val_fraction: Annotated[float, typer.Option(help="Share of tokens held out for validation.")] = 0.01,
     json: JsonOption = False,
 ) -> None:
     """Tokenize text, or adopt Megatron .bin/.idx pairs as they lie, and split off documents for validation.
 
     One text file is one document, and so is the `text` of one line of JSON Lines or one row of Parquet.
     Compressed files (x.txt.gz, x.jsonl.zst) are read as they are. JSON Lines are told by their name (.jsonl,
-    .ndjson) or by their first two lines, and what could be either is refused. A document's side of the split
-    follows from its content alone. Hidden, binary and empty files are skipped and counted.
+    .ndjson) or by their first two lines, and what could be either is refused. Hidden, binary and empty
+    files are skipped and counted.
+
+    Documents are held out by a hash of their content. Where that misses --val-fraction by more than a
+    quarter, the bound moves, and a document too long for either side is cut.
+
+    A written-out end-of-document token is plain text. Characters that the vocabulary lacks are counted, and
+    more than 1 % of them are refused.
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
@@ -79,11 +85,14 @@ def prepare(
     )
     for reason, count in manifest.skipped.items():
         console.print(f"skipped, {reason}: {count}", highlight=False)
-    if manifest.without_eod:
-        console.print(
-            f"note: {manifest.without_eod} documents do not end in EOD {corpus.eod}, so their end is not predicted",
-            highlight=False,
-        )
+    for count, note in (
+        (manifest.without_eod, f"documents do not end in EOD {corpus.eod}, so their end is not predicted"),
+        (manifest.eods_inside, f"times EOD {corpus.eod} stands inside a document, which goes on after it"),
+        (manifest.lost_characters, "characters are in no token of the vocabulary, so bits/byte is too low"),
+        (manifest.cut_documents, "documents are cut, and their end is held out for validation"),
+    ):
+        if count:
+            console.print(f"note: {count} {note}", highlight=False)
 
 
 def register(app: typer.Typer) -> None:

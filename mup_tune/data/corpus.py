@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,7 +41,12 @@ class SplitInfo(FrozenModel):
 
 
 class Manifest(FrozenModel):
-    """What corpus.json holds. ``without_eod`` counts adopted documents that do not end in the EOD token."""
+    """What corpus.json holds.
+
+    ``without_eod`` counts adopted documents that do not end in the EOD token, ``eods_inside`` the EOD tokens
+    before a document's last one, ``lost_characters`` those that no token of the vocabulary stands for, and
+    ``cut_documents`` those that lie on both sides of the split.
+    """
 
     format_version: Literal[1] = 1
     tokenizer: TokenizerInfo
@@ -49,23 +54,17 @@ class Manifest(FrozenModel):
     val: SplitInfo
     skipped: dict[str, int]
     without_eod: int = 0
+    eods_inside: int = 0
+    lost_characters: int = 0
+    cut_documents: int = 0
     hash: str
 
     @classmethod
-    def of(
-        cls, tokenizer: TokenizerInfo, train: SplitInfo, val: SplitInfo, skipped: dict[str, int], without_eod: int
-    ) -> Manifest:
+    def of(cls, tokenizer: TokenizerInfo, train: SplitInfo, val: SplitInfo, **facts: Any) -> Manifest:
         """The hash covers vocabulary and content, not where the files lie."""
         known = tokenizer.model_dump(mode="json", exclude={"file"})
         content = {"tokenizer": known, "train": train.sha256, "val": val.sha256}
-        return cls(
-            tokenizer=tokenizer,
-            train=train,
-            val=val,
-            skipped=skipped,
-            without_eod=without_eod,
-            hash=content_hash(content),
-        )
+        return cls(tokenizer=tokenizer, train=train, val=val, hash=content_hash(content), **facts)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from mup_tune.data.indexed import is_index, pair_paths
 from mup_tune.data.readers import Advance, read
 from mup_tune.errors import UserError
+
+
+class Document(NamedTuple):
+    """A text and the file it is from."""
+
+    path: Path
+    text: str
 
 
 @dataclass
@@ -87,11 +95,11 @@ def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
                 skipped["not a file"] += 1
 
 
-def documents(paths: Iterable[Path], skipped: Counter[str], advance: Advance) -> Iterator[str]:
+def documents(paths: Iterable[Path], skipped: Counter[str], advance: Advance) -> Iterator[Document]:
     """The non-empty documents of the files, in order; holds one of them at a time."""
     for path in paths:
         for text in read(path, skipped, advance):
             if text:
-                yield text
+                yield Document(path, text)
             else:
                 skipped["empty"] += 1
