@@ -20,6 +20,7 @@ import numpy as np
 from mup_tune.data.corpus import CORPUS_FILE, Corpus, Manifest
 from mup_tune.data.encoding import Account, write_pair
 from mup_tune.data.indexed import IndexedTokens, Ints, pair_paths
+from mup_tune.data.paths import storable
 from mup_tune.data.readers import Advance
 from mup_tune.data.scan import digest_of, scan
 from mup_tune.data.sources import Found, discover, documents
@@ -72,7 +73,7 @@ def write_corpus(found: Found, out: Path, tokenizer: Tokenizer, val_fraction: fl
         raise UserError(f"{val_fraction:g} is not allowed: between 0 and 1", field="--val-fraction")
     if found.texts and tokenizer.encode is None:
         raise UserError("is for Megatron pairs, and the inputs are text", field="--vocab-size", fix="Give --tokenizer")
-    out = Path(os.path.realpath(out))
+    out = storable(Path(os.path.realpath(out)))
     check_free(out)
     beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:

@@ -35,15 +35,16 @@ class Found:
 
 
 def discover(inputs: Iterable[Path]) -> Found:
-    """Everything the inputs name, each file once; a folder is walked in sorted order.
+    """Everything the inputs name, each file once; a folder is walked in sorted order, with links.
 
     Raises:
         UserError: an input does not exist, nothing is found, or text and Megatron pairs are mixed.
     """
-    found = Found()
+    found, walked = Found(), set[str]()
     for given in inputs:
         if given.is_dir():
-            for path in _walk(given, found.skipped):
+            walked.add(os.path.realpath(given))
+            for path in _walk(given, walked, found.skipped):
                 _take(path, found)
         elif given.is_file() and given.suffix not in (".bin", ".idx"):
             _take(given, found)
@@ -78,13 +79,19 @@ def _take(path: Path, found: Found) -> None:
     found.texts.append(path)
 
 
-def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
+def _walk(folder: Path, walked: set[str], skipped: Counter[str]) -> Iterator[Path]:
+    """The files below a folder in sorted order; linked folders too, but none that was ``walked`` before."""
+
     def unreadable(error: OSError) -> None:
         raise UserError(f"cannot be read ({error.strerror})", file=error.filename)
 
-    for parent, folders, names in os.walk(folder, onerror=unreadable):
+    def new(name: str) -> bool:
+        place = os.path.realpath(os.path.join(parent, name))
+        return not (place in walked or walked.add(place))
+
+    for parent, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         skipped["hidden"] += sum(name.startswith(".") for name in (*folders, *names))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and new(name)]
         for name in sorted(names):
             path = Path(parent, name)
             if name.startswith("."):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mup_tune.data.corpus import Part, SplitInfo
 from mup_tune.data.indexed import IndexedTokens, Ints, write_index
+from mup_tune.data.paths import storable
 from mup_tune.errors import UserError
 
 DIGEST_BYTES = 16
@@ -124,7 +125,7 @@ def write_split(
         name = f"{split}.idx" if len(pairs) == 1 else f"{split}-{number:05d}.idx"
         write_index(folder / name, pair.dtype, (end - begin)[kept], pointers[kept], indices)
         own = pair.bin_path.parent == folder
-        bin_name = pair.bin_path.name if own else str(pair.bin_path.absolute())
+        bin_name = pair.bin_path.name if own else str(storable(pair.bin_path.absolute()))
         parts.append(Part(bin=bin_name, idx=name, bin_bytes=pair.bin_path.stat().st_size))
         tokens += int((end - begin).sum())
     sizes = np.array(records.sizes, np.int64) if records.sizes else None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from mup_tune.data.paths import storable
 from mup_tune.errors import UserError
 from mup_tune.files import FrozenModel
 
@@ -143,23 +144,10 @@ def _from_file(path: Path, eod: str | None) -> Tokenizer:
     # ids may have gaps, so the largest one counts, not how many there are
     info = TokenizerInfo(
         kind="file",
-        file=utf8_name(path),
+        file=storable(Path(path.name)).name,
         sha256=hashlib.sha256(content).hexdigest(),
         vocab_size=max(vocabulary.values()) + 1,
         eod=vocabulary[end],
     )
     known = Vocabulary(path, json.loads(content), end)
     return Tokenizer(info, known.encode, known.cut)
-
-
-def utf8_name(path: Path) -> str:
-    """The name of a file, for a corpus.json.
-
-    Raises:
-        UserError: it is not UTF-8, which JSON cannot hold.
-    """
-    try:
-        path.name.encode()
-    except UnicodeEncodeError:
-        raise UserError("has a name that is not UTF-8", file=ascii(str(path)), fix="Rename it") from None
-    return path.name

@@ -144,6 +144,23 @@ def test_folders_are_walked_in_order_and_what_is_skipped_is_counted(tmp_path: Pa
     assert corpus.manifest.skipped == {"empty": 2, "hidden": 2, "not UTF-8 text": 3, "not a file": 1}
 
 
+def test_linked_folders_are_followed_and_every_file_is_read_once(tmp_path: Path) -> None:
+    source, elsewhere = tmp_path / "src", tmp_path / "elsewhere"
+    for folder in (source / "sub", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text(folder.name)
+    (source / "sub" / "again").symlink_to(elsewhere)
+    (source / "link").symlink_to(elsewhere)
+    (source / "sub" / "up").symlink_to(source)
+    (elsewhere / "back").symlink_to(source / "sub")
+    (elsewhere / "same.txt").symlink_to(elsewhere / "a.txt")
+    for inputs in ([source], [source / "link", source, source / "sub"]):
+        found = discover(inputs)
+        assert [path.read_text() for path in found.texts].count("elsewhere") == 1
+        assert sorted(path.read_text() for path in found.texts) == ["elsewhere", "sub"]
+        assert not +found.skipped
+
+
 def test_a_pair_is_adopted_without_copying_and_split_like_any_other(tmp_path: Path) -> None:
     documents = [[[number, number + 1], [7]] for number in range(30)]
     pack_pair(tmp_path / "p", documents, code=4, gap=2)

@@ -79,3 +79,11 @@ def test_damage_is_named_with_its_file(tmp_path: Path, damage, problem: str) -> 
     with pytest.raises(UserError, match=problem) as caught:
         IndexedTokens(bin_path, idx_path)
     assert str(tmp_path / "p.") in str(caught.value)
+
+
+def test_indices_that_wrap_around_are_refused(tmp_path: Path) -> None:
+    """Each step from one of these to the next is positive in 64 bits."""
+    bin_path, idx_path = pair_paths(pack_pair(tmp_path / "p", [[[1]], [[2]], [[3]], [[4]]]))
+    patched(idx_path, HEADER + 12 * 4, struct.pack("<5q", 0, 2**63 - 1, -(2**63), -1, 4))
+    with pytest.raises(UserError, match="must rise from 0"):
+        IndexedTokens(bin_path, idx_path)
