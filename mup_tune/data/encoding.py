@@ -14,8 +14,9 @@ from typing import TypeVar
 import numpy as np
 
 from mup_tune.data.indexed import MAX_SEQUENCE, PairWriter, token_dtype
+from mup_tune.data.integrity import DIGEST_BYTES
 from mup_tune.data.sources import Document
-from mup_tune.data.split import DIGEST_BYTES, Records
+from mup_tune.data.split import Records
 from mup_tune.data.tokenizer import Encoded, Tokenizer
 from mup_tune.errors import UserError
 

@@ -20,6 +20,7 @@ import numpy as np
 from mup_tune.data.corpus import CORPUS_FILE, Corpus, Manifest
 from mup_tune.data.encoding import Account, write_pair
 from mup_tune.data.indexed import IndexedTokens, Ints, pair_paths
+from mup_tune.data.integrity import Seen
 from mup_tune.data.paths import storable
 from mup_tune.data.readers import Advance
 from mup_tune.data.scan import digest_of, scan
@@ -130,10 +131,14 @@ def _fill(folder: Path, found: Found, tokenizer: Tokenizer, val_fraction: float,
     bounds = validation_starts(records.keys(), lengths, val_fraction)
     cut = np.flatnonzero((bounds > 0) & (bounds < lengths))
     pieces = _pieces(found, tokenizer, pairs, bounds, cut)
+    train = write_split("train", pairs, records, np.zeros_like(bounds), bounds, pieces[0], folder)
+    val = write_split("val", pairs, records, bounds, lengths, pieces[1], folder)
+    names = {name for part in (*train.parts, *val.parts) for name in (part.bin, part.idx)}
     manifest = Manifest.of(
         tokenizer.info,
-        train=write_split("train", pairs, records, np.zeros_like(bounds), bounds, pieces[0], folder),
-        val=write_split("val", pairs, records, bounds, lengths, pieces[1], folder),
+        train=train,
+        val=val,
+        files={name: Seen.of(folder / name, whole=not Path(name).is_absolute()) for name in sorted(names)},
         skipped={reason: count for reason, count in sorted(skipped.items()) if count},
         without_eod=without_eod,
         eods_inside=account.eods_inside,

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mup_tune.data.indexed import IndexedTokens
-from mup_tune.data.split import DIGEST_BYTES, Records
+from mup_tune.data.integrity import DIGEST_BYTES
+from mup_tune.data.split import Records
 from mup_tune.data.tokenizer import TokenizerInfo
 from mup_tune.errors import UserError
 

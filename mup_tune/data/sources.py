@@ -87,7 +87,9 @@ def _walk(folder: Path, walked: set[str], skipped: Counter[str]) -> Iterator[Pat
 
     def new(name: str) -> bool:
         place = os.path.realpath(os.path.join(parent, name))
-        return not (place in walked or walked.add(place))
+        known = place in walked
+        walked.add(place)
+        return not known
 
     for parent, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         skipped["hidden"] += sum(name.startswith(".") for name in (*folders, *names))

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from mup_tune.data.corpus import Part, SplitInfo
 from mup_tune.data.indexed import IndexedTokens, Ints, write_index
+from mup_tune.data.integrity import DIGEST_BYTES
 from mup_tune.data.paths import storable
 from mup_tune.errors import UserError
 
-DIGEST_BYTES = 16
 TOLERANCE = 0.25  # of the smaller side's tokens
 FEWEST = 2  # tokens of a split: one prediction needs two
 

@@ -235,6 +235,18 @@ def test_wrong_inputs(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_path_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    odd.mkdir()
+    pair = pack_pair(odd / "p", [[[number, 7]] for number in range(9)])
+    texts = write_jsonl(odd / "t.jsonl", [f"text {number}" for number in range(9)])
+    prepared([texts], tmp_path / "text")
+    for inputs, out, eod in (([pair], tmp_path / "out", "7"), ([texts], odd / "out", None)):
+        with pytest.raises(UserError, match=r"udcff.* is not a path in UTF-8"):
+            prepared(inputs, out, name=None if eod else "bytes", vocab_size=10 if eod else None, eod=eod)
+        assert not out.exists()
+
+
 def test_pairs_in_a_folder_are_found_once(tmp_path: Path) -> None:
     for name in ("a", "b.c"):
         pack_pair(tmp_path / name, [[[1]]])
@@ -290,6 +302,9 @@ def test_what_is_not_a_corpus_any_more_is_refused(tmp_path: Path) -> None:
         Corpus.open(corpus.path)
     file.write_text(manifest)
     index.write_bytes((corpus.path / "train.idx").read_bytes())
+    with pytest.raises(UserError, match=r"val\.idx: has other content than when the corpus"):
+        Corpus.open(corpus.path)
+    file.write_text(json.dumps({key: value for key, value in json.loads(manifest).items() if key != "files"}))
     with pytest.raises(UserError, match="its val index files hold"):
         Corpus.open(corpus.path).stream("val")
     index.unlink()

@@ -66,6 +66,10 @@ def patched(path: Path, at: int, value: bytes) -> None:
         (lambda idx, _: patched(idx, HEADER + 4, struct.pack("<i", -3)), "-3 at sequence 1 is negative"),
         (lambda idx, _: patched(idx, HEADER + 8, struct.pack("<q", -2)), "pointers: must be multiples of 2"),
         (lambda idx, _: patched(idx, HEADER + 8, struct.pack("<q", 1)), "pointers: must be multiples of 2"),
+        (
+            lambda idx, _: patched(idx, HEADER + 8, struct.pack("<q", 2**63 - 2)),
+            "points up to byte 92233720368547758",
+        ),
         (lambda idx, _: patched(idx, HEADER + 24, struct.pack("<q", 1)), "must rise from 0"),
         (lambda idx, _: patched(idx, HEADER + 32, struct.pack("<q", 3)), "must rise from 0"),
         (lambda _, data: data.write_bytes(data.read_bytes()[:-2]), "has 8 bytes, but"),
