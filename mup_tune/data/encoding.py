@@ -13,11 +13,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from mup_tune.data.encoded import Encoded
 from mup_tune.data.indexed import MAX_SEQUENCE, PairWriter, token_dtype
 from mup_tune.data.integrity import DIGEST_BYTES
 from mup_tune.data.sources import Document
 from mup_tune.data.split import Records
-from mup_tune.data.tokenizer import Encoded, Tokenizer
+from mup_tune.data.tokenizer import Tokenizer
 from mup_tune.errors import UserError
 
 GROUP_CHARS = 1 << 18  # texts are tokenized in groups of about this size, or alone where they are longer

@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from mup_tune.data.encoded import Encoded
 from mup_tune.data.paths import storable
 from mup_tune.errors import UserError
 from mup_tune.files import FrozenModel
@@ -52,14 +52,6 @@ class TokenizerInfo(FrozenModel):
     def told(self) -> str:
         which = f" of SHA-256 {self.sha256[:12]}…" if self.sha256 else ""
         return f"a {self.kind} tokenizer{which} with {self.vocab_size:,} ids and EOD {self.eod}"
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A text's ids without EOD, and the characters that no token of the vocabulary stands for."""
-
-    ids: NDArray[Any]
-    lost: str = ""
 
 
 @dataclass(frozen=True)

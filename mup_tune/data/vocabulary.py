@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as HFTokenizer
 
-from mup_tune.data.tokenizer import Encoded
+from mup_tune.data.encoded import Encoded
 from mup_tune.errors import UserError
 
 UNSEEN, KNOWN, DROPPED = 0, 1, 2

@@ -84,7 +84,9 @@ def test_a_bit_between_samples_is_noted_by_time_and_found_by_verify(
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_an_adopted_pair_is_verified_by_its_documents(tmp_path: Path, recorded: bool) -> None:
-    pair = pack_pair(tmp_path / "p", [[list(range(1000)) * 20, [1000]] for _ in range(2)] + [[[5] * 40_000 + [1000]]])
+    pair = pack_pair(
+        tmp_path / "p", [[list(range(1000)) * 20, [1000]] for _ in range(2)] + [[[5] * 40_000 + [1000]]], code=4
+    )  # more bytes than are sampled
     corpus = prepared([pair], tmp_path / "out", 0.3, name=None, vocab_size=1001, eod="1000")
     assert not recorded or verify(corpus.path, lambda *_: None).documents == 5, "two copies are cut"
     if not recorded:
