@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from mup_tune.data.indexed import IndexedTokens, Ints
+from mup_tune.data.integrity import Seen, sampled_digest
 from mup_tune.data.tokenizer import TokenizerInfo
 from mup_tune.errors import UserError
 from mup_tune.files import FrozenModel, content_hash, validated
@@ -41,7 +44,13 @@ class SplitInfo(FrozenModel):
 
 
 class Manifest(FrozenModel):
-    """What corpus.json holds. ``without_eod`` counts adopted documents that do not end in the EOD token."""
+    """What corpus.json holds.
+
+    ``without_eod`` counts adopted documents that do not end in the EOD token, ``eods_inside`` the EOD tokens
+    before a document's last one, ``lost_characters`` those that no token of the vocabulary stands for, and
+    ``cut_documents`` those that lie on both sides of the split. ``files`` says what each file of
+    a part was, by the part's name for it; it is empty in corpora from before that was recorded.
+    """
 
     format_version: Literal[1] = 1
     tokenizer: TokenizerInfo
@@ -49,23 +58,18 @@ class Manifest(FrozenModel):
     val: SplitInfo
     skipped: dict[str, int]
     without_eod: int = 0
+    eods_inside: int = 0
+    lost_characters: int = 0
+    cut_documents: int = 0
+    files: dict[str, Seen] = Field(default_factory=dict)
     hash: str
 
     @classmethod
-    def of(
-        cls, tokenizer: TokenizerInfo, train: SplitInfo, val: SplitInfo, skipped: dict[str, int], without_eod: int
-    ) -> Manifest:
+    def of(cls, tokenizer: TokenizerInfo, train: SplitInfo, val: SplitInfo, **facts: Any) -> Manifest:
         """The hash covers vocabulary and content, not where the files lie."""
         known = tokenizer.model_dump(mode="json", exclude={"file"})
         content = {"tokenizer": known, "train": train.sha256, "val": val.sha256}
-        return cls(
-            tokenizer=tokenizer,
-            train=train,
-            val=val,
-            skipped=skipped,
-            without_eod=without_eod,
-            hash=content_hash(content),
-        )
+        return cls(tokenizer=tokenizer, train=train, val=val, hash=content_hash(content), **facts)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,9 @@ class Corpus:
 
     @classmethod
     def open(cls, path: Path | str) -> Corpus:
-        """Read corpus.json and check that its token files are there with the recorded sizes.
+        """Read corpus.json and glance at its token files: size, time, and samples of their content.
+
+        A file of another time whose samples are right, as after a copy, is told on stderr.
 
         Raises:
             UserError: not a corpus folder, or files are missing or have changed.
@@ -98,7 +104,25 @@ class Corpus:
         corpus = cls(folder, validated(Manifest, content, file))
         for part in (*corpus.manifest.train.parts, *corpus.manifest.val.parts):
             corpus._check(part)
+        touched = [name for name, seen in corpus.manifest.files.items() if corpus._check_content(name, seen)]
+        if touched:
+            note = (
+                f"note: {folder}: {touched[0]} was written or copied since the corpus was prepared, and samples of it"
+            )
+            print(f"{note} are right. `mup-tune data verify {folder}` reads all of it", file=sys.stderr)
         return corpus
+
+    def _check_content(self, name: str, seen: Seen) -> bool:
+        """Whether the file has another time than it had; refuse other content."""
+        path = self.path / name
+        try:
+            same, time = sampled_digest(path) == seen.sampled, path.stat().st_mtime_ns
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror})", file=path) from None
+        if not same:
+            problem = f"has other content than when the corpus {self.path} was prepared"
+            raise UserError(problem, file=path, fix="Prepare the corpus anew")
+        return time != seen.mtime_ns
 
     def _check(self, part: Part) -> None:
         for name in (part.bin, part.idx):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,9 @@ DTYPES: dict[int, np.dtype[Any]] = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_SEQUENCE = 2**31 - 1  # lengths are int32
+CHUNK_TOKENS = 1 << 20
 Ints = NDArray[np.int64]
+Chunk = tuple[int, NDArray[Any]]
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -80,7 +83,13 @@ class IndexedTokens:
 
     def _check(self) -> None:
         indices, item = self.document_indices, self.dtype.itemsize
-        if not len(indices) or indices[0] != 0 or indices[-1] != len(self.lengths) or (np.diff(indices) < 0).any():
+        # compared, not subtracted: numbers near 2^63 would wrap around
+        if (
+            not len(indices)
+            or indices[0] != 0
+            or indices[-1] != len(self.lengths)
+            or (indices[1:] < indices[:-1]).any()
+        ):
             raise UserError("must rise from 0 to the sequence count", file=self.idx_path, field="document indices")
         if not len(self.lengths):
             return
@@ -89,8 +98,10 @@ class IndexedTokens:
             raise UserError(f"{self.lengths[at]} at sequence {at} is negative", file=self.idx_path, field="lengths")
         if self.pointers.min() < 0 or (self.pointers % item).any():
             raise UserError(f"must be multiples of {item}, at least 0", file=self.idx_path, field="pointers")
-        end, size = int((self.pointers + self.lengths.astype(np.int64) * item).max()), self.bin_path.stat().st_size
-        if end > size:
+        size, bytes_S = self.bin_path.stat().st_size, self.lengths.astype(np.int64) * item
+        beyond = np.flatnonzero(self.pointers > size - bytes_S)
+        if len(beyond):
+            end = max(int(self.pointers[at]) + int(bytes_S[at]) for at in beyond[:1000])
             raise UserError(f"has {size} bytes, but {self.idx_path} points up to byte {end}", file=self.bin_path)
 
     @property
@@ -109,6 +120,28 @@ class IndexedTokens:
         """[D]: first token of each document in the same stream."""
         starts: Ints = self.bounds[self.document_indices[:-1]]
         return starts
+
+    @cached_property
+    def document_lengths(self) -> Ints:
+        """[D], in tokens."""
+        return np.diff(np.append(self.document_starts, self.bounds[-1]))
+
+    def chunks(self, stream: BinaryIO, document: int, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
+        """Tokens [start, stop) of a document, a million at most at a time, with their sequence's number.
+
+        Args:
+            stream: the open .bin: read by seek, not by map, so that memory stays flat.
+        """
+        item, place = self.dtype.itemsize, 0
+        for sequence in range(int(self.document_indices[document]), int(self.document_indices[document + 1])):
+            length = int(self.lengths[sequence])
+            first, last = max(0, start - place), length if stop is None else min(length, stop - place)
+            place += length
+            if first < last:
+                stream.seek(int(self.pointers[sequence]) + first * item)
+            for at in range(first, last, CHUNK_TOKENS):
+                count = min(last - at, CHUNK_TOKENS)
+                yield sequence, np.frombuffer(stream.read(count * item), self.dtype)
 
     @cached_property
     def _bin(self) -> NDArray[Any]:

@@ -90,4 +90,4 @@ def _is_record(line: bytes) -> bool:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return isinstance(record, dict) and isinstance(record.get(COLUMN), str)
+    return isinstance(record, dict) and isinstance(record.get(COLUMN, 0), str | None)

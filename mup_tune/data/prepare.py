@@ -1,33 +1,34 @@
 """From inputs to a corpus folder.
 
 Text is tokenized into a Megatron pair, and a pair is taken as it is; the split is two indices into either.
-Memory is a few megabytes of buffers, the document at hand, and about 50 bytes a document for its hash and
-index.
+Memory is a few megabytes of buffers, the documents that the cores are at, and about 100 bytes a document for
+its hash and index.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from mup_tune.data.corpus import CORPUS_FILE, Corpus, Manifest
-from mup_tune.data.indexed import MAX_SEQUENCE, IndexedTokens, PairWriter, pair_paths, token_dtype
+from mup_tune.data.encoding import Account, write_pair
+from mup_tune.data.indexed import IndexedTokens, Ints, pair_paths
+from mup_tune.data.integrity import Seen
+from mup_tune.data.paths import storable
 from mup_tune.data.readers import Advance
+from mup_tune.data.scan import digest_of, scan
 from mup_tune.data.sources import Found, discover, documents
-from mup_tune.data.split import DIGEST_BYTES, Records, validation_side, write_split
-from mup_tune.data.tokenizer import Tokenizer, TokenizerInfo, load_tokenizer
+from mup_tune.data.split import Piece, Records, validation_starts, write_split
+from mup_tune.data.tokenizer import Tokenizer, load_tokenizer
 from mup_tune.errors import UserError
 from mup_tune.files import write_atomic
-
-GROUP_CHARS = 1 << 20  # texts are tokenized in groups of about this size, which the package spreads over cores
-CHUNK_TOKENS = 1 << 20
 
 
 def prepare(
@@ -63,7 +64,7 @@ def write_corpus(found: Found, out: Path, tokenizer: Tokenizer, val_fraction: fl
 
     Args:
         found: files of documents, or Megatron pairs, which stay where they are.
-        val_fraction: share of documents held out, chosen by hash.
+        val_fraction: share of tokens held out, as :func:`~mup_tune.data.split.validation_starts` says.
         advance: told of input bytes as they are read.
 
     Raises:
@@ -73,7 +74,7 @@ def write_corpus(found: Found, out: Path, tokenizer: Tokenizer, val_fraction: fl
         raise UserError(f"{val_fraction:g} is not allowed: between 0 and 1", field="--val-fraction")
     if found.texts and tokenizer.encode is None:
         raise UserError("is for Megatron pairs, and the inputs are text", field="--vocab-size", fix="Give --tokenizer")
-    out = Path(os.path.realpath(out))
+    out = storable(Path(os.path.realpath(out)))
     check_free(out)
     beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -115,79 +116,60 @@ def publish(beside: Path, out: Path) -> bool:
 
 
 def _fill(folder: Path, found: Found, tokenizer: Tokenizer, val_fraction: float, advance: Advance) -> None:
-    records, skipped, without_eod = Records(), Counter(found.skipped), 0
+    records, skipped, without_eod, account = Records(), Counter(found.skipped), 0, Account()
     if found.texts:
         prefix = folder / "tokens"
-        _write_pair(prefix, documents(found.texts, skipped, advance), tokenizer, records)
+        account = write_pair(prefix, documents(found.texts, skipped, advance), tokenizer, records)
         pairs = [IndexedTokens(*pair_paths(prefix))]
     else:
         pairs = [IndexedTokens(*pair_paths(prefix)) for prefix in found.pairs]
-        without_eod = sum(_scan(pair, tokenizer.info, records, advance) for pair in pairs)
-    on_val = validation_side(records.keys(), val_fraction)
+        for pair in pairs:
+            scanned = scan(pair, tokenizer.info, records, advance)
+            without_eod += scanned.without_eod
+            account.eods_inside += scanned.eods_inside
+    lengths = np.concatenate([pair.document_lengths for pair in pairs])
+    bounds = validation_starts(records.keys(), lengths, val_fraction)
+    cut = np.flatnonzero((bounds > 0) & (bounds < lengths))
+    pieces = _pieces(found, tokenizer, pairs, bounds, cut)
+    train = write_split("train", pairs, records, np.zeros_like(bounds), bounds, pieces[0], folder)
+    val = write_split("val", pairs, records, bounds, lengths, pieces[1], folder)
+    names = {name for part in (*train.parts, *val.parts) for name in (part.bin, part.idx)}
     manifest = Manifest.of(
         tokenizer.info,
-        train=write_split("train", pairs, records, ~on_val, folder),
-        val=write_split("val", pairs, records, on_val, folder),
+        train=train,
+        val=val,
+        files={name: Seen.of(folder / name, whole=not Path(name).is_absolute()) for name in sorted(names)},
         skipped={reason: count for reason, count in sorted(skipped.items()) if count},
         without_eod=without_eod,
+        eods_inside=account.eods_inside,
+        lost_characters=account.lost,
+        cut_documents=len(cut),
     )
     write_atomic(folder / CORPUS_FILE, manifest.model_dump_json(indent=2) + "\n")
 
 
-def _write_pair(prefix: Path, texts: Iterable[str], tokenizer: Tokenizer, records: Records) -> None:
-    """Tokenize into PREFIX.bin/.idx with an EOD after every document; the hash is of the text."""
-    assert tokenizer.encode is not None
-    eod = tokenizer.info.eod
-    with PairWriter(prefix, token_dtype(tokenizer.info.vocab_size)) as writer:
-        for group in _grouped(texts):
-            for text, ids in zip(group, tokenizer.encode(group), strict=True):
-                if len(ids) >= MAX_SEQUENCE:
-                    raise UserError(
-                        f"a document of {len(ids)} tokens is too long: {text[:40]!r}…",
-                        fix="Split it, for example by line",
-                    )
-                content = text.encode()
-                records.add(hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest(), len(content))
-                writer.add(np.append(ids.astype(writer.dtype), writer.dtype.type(eod)))
+def _pieces(
+    found: Found, tokenizer: Tokenizer, pairs: Sequence[IndexedTokens], bounds: Ints, cut: Ints
+) -> tuple[dict[int, Piece], dict[int, Piece]]:
+    """What either side holds of the documents that are cut, all copies of one.
 
-
-def _grouped(texts: Iterable[str]) -> Iterator[Sequence[str]]:
-    group: list[str] = []
-    chars = 0
-    for text in texts:
-        group.append(text)
-        chars += len(text)
-        if chars >= GROUP_CHARS:
-            yield group
-            group, chars = [], 0
-    if group:
-        yield group
-
-
-def _scan(pair: IndexedTokens, info: TokenizerInfo, records: Records, advance: Advance) -> int:
-    """Hash every document of a pair and check its ids; returns how many do not end in EOD.
-
-    Read by seek, not by map, so that memory stays flat; hashed as int32, so that the stored type does not
-    matter.
+    Where the documents are text, that one is read again, and ``bounds`` move to a place between characters.
     """
-    without_eod = 0
-    with pair.bin_path.open("rb", buffering=1 << 20) as stream:
-        for first, last in zip(pair.document_indices[:-1].tolist(), pair.document_indices[1:].tolist(), strict=True):
-            digest, end = hashlib.blake2b(digest_size=DIGEST_BYTES), -1
-            for sequence in range(first, last):
-                stream.seek(int(pair.pointers[sequence]))
-                left = int(pair.lengths[sequence])
-                while left:
-                    count = min(left, CHUNK_TOKENS)
-                    ids = np.frombuffer(stream.read(count * pair.dtype.itemsize), pair.dtype)
-                    low, high = int(ids.min()), int(ids.max())
-                    if low < 0 or high >= info.vocab_size:
-                        wrong = low if low < 0 else high
-                        problem = f"id {wrong} in sequence {sequence} is outside the vocabulary of {info.vocab_size}"
-                        raise UserError(problem, file=pair.bin_path, fix="Is this the right tokenizer?")
-                    digest.update(ids.astype("<i4").tobytes())
-                    left, end = left - count, int(ids[-1])
-                    advance(ids.nbytes)
-            records.add(digest.digest(), None)
-            without_eod += end != info.eod
-    return without_eod
+    if not len(cut):
+        return {}, {}
+    head_bytes = tail_bytes = None
+    if found.texts:
+        path, text = next(islice(documents(found.texts, Counter(), lambda _: None), int(cut[0]), None))
+        place = tokenizer.cut(text, int(bounds[cut[0]])) if tokenizer.cut else None
+        if place is None:
+            raise UserError("is too short to hold out its end", file=path, fix="Use a larger --val-fraction")
+        bounds[cut], head_bytes = place
+        tail_bytes = len(text.encode()) - head_bytes
+    ends = np.cumsum([pair.documents for pair in pairs])
+    heads, tails = {}, {}
+    for document in cut.tolist():
+        owner = int(np.searchsorted(ends, document, side="right"))
+        pair, number, bound = pairs[owner], document - int(ends[owner] - pairs[owner].documents), int(bounds[document])
+        heads[document] = Piece(digest_of(pair, number, 0, bound), head_bytes)
+        tails[document] = Piece(digest_of(pair, number, bound, int(pair.document_lengths[number])), tail_bytes)
+    return heads, tails

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mup_tune.data.kinds import COLUMN, codec_of, kind_of
+from mup_tune.data.unpacking import BUFFER, unpacked
 from mup_tune.errors import UserError
 
 Advance = Callable[[int], None]  # told how many input bytes were just read, as they lie on disk
 SNIFF = 1 << 13
-BUFFER = 1 << 20
+STRINGS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")  # as Arrow says them
 
 
 def read(path: Path, skipped: Counter[str], advance: Advance) -> Iterator[str]:
@@ -31,8 +33,8 @@ def read(path: Path, skipped: Counter[str], advance: Advance) -> Iterator[str]:
             kind = kind_of(path, suffix, codec, content)
         reader = {"lines": _lines, "parquet": _rows, "text": _whole}[kind]
         yield from reader(path, codec, skipped, advance)
-    except OSError as error:
-        if error.errno is not None:
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"cannot be read ({error.strerror})", file=path) from None
         raise UserError(f"is torn, or not {codec or 'Parquet'} ({error})", file=path, fix="Fetch it anew") from None
 
@@ -44,11 +46,9 @@ def _opened(path: Path, codec: str | None) -> Iterator[tuple[io.BufferedReader, 
         if codec is None:
             yield raw, raw
             return
-        import pyarrow
-
         if not path.stat().st_size:  # arrow takes it for compressed nothing; an interrupted copy leaves such files
             raise UserError(f"is empty, without even a {codec} header", file=path, fix="Fetch it anew")
-        with io.BufferedReader(pyarrow.CompressedInputStream(raw, codec), BUFFER) as content:
+        with unpacked(raw, codec) as content:
             yield content, raw
 
 
@@ -82,7 +82,10 @@ def _lines(path: Path, codec: str | None, skipped: Counter[str], advance: Advanc
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"is not JSON ({error})", file=path, field=f"line {number}") from None
-            text = record.get(COLUMN) if isinstance(record, dict) else None
+            text = record.get(COLUMN, 0) if isinstance(record, dict) else 0
+            if text is None:  # an empty document, as in Parquet
+                yield ""
+                continue
             if not isinstance(text, str):
                 raise UserError("must be an object with a string field 'text'", file=path, field=f"line {number}")
             try:
@@ -118,7 +121,8 @@ def _check_column(schema: Any, path: Path) -> None:
     import pyarrow
 
     index = schema.get_field_index(COLUMN)  # -1 also where there are two of them
-    if index < 0 or schema.types[index] not in (pyarrow.string(), pyarrow.large_string()):
+    kind = schema.types[index] if index >= 0 else None
+    if str(kind.value_type if isinstance(kind, pyarrow.DictionaryType) else kind) not in STRINGS:
         there = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
         raise UserError(
             f"must be one column of strings; the file's columns are {there}",
@@ -131,6 +135,7 @@ def _check_column(schema: Any, path: Path) -> None:
 def _values(column: Any, skipped: Counter[str]) -> Iterator[str]:
     for value in column:
         try:
-            yield value.as_py() or ""  # null is an empty document
+            text = value.as_py() or ""  # null is an empty document
+            yield text.decode() if isinstance(text, bytes) else text
         except UnicodeDecodeError:
             skipped["not UTF-8 text"] += 1

@@ -7,10 +7,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from mup_tune.data.indexed import is_index, pair_paths
 from mup_tune.data.readers import Advance, read
 from mup_tune.errors import UserError
+
+
+class Document(NamedTuple):
+    """A text and the file it is from."""
+
+    path: Path
+    text: str
 
 
 @dataclass
@@ -27,15 +35,16 @@ class Found:
 
 
 def discover(inputs: Iterable[Path]) -> Found:
-    """Everything the inputs name, each file once; a folder is walked in sorted order.
+    """Everything the inputs name, each file once; a folder is walked in sorted order, with links.
 
     Raises:
         UserError: an input does not exist, nothing is found, or text and Megatron pairs are mixed.
     """
-    found = Found()
+    found, walked = Found(), set[str]()
     for given in inputs:
         if given.is_dir():
-            for path in _walk(given, found.skipped):
+            walked.add(os.path.realpath(given))
+            for path in _walk(given, walked, found.skipped):
                 _take(path, found)
         elif given.is_file() and given.suffix not in (".bin", ".idx"):
             _take(given, found)
@@ -70,13 +79,21 @@ def _take(path: Path, found: Found) -> None:
     found.texts.append(path)
 
 
-def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
+def _walk(folder: Path, walked: set[str], skipped: Counter[str]) -> Iterator[Path]:
+    """The files below a folder in sorted order; linked folders too, but none that was ``walked`` before."""
+
     def unreadable(error: OSError) -> None:
         raise UserError(f"cannot be read ({error.strerror})", file=error.filename)
 
-    for parent, folders, names in os.walk(folder, onerror=unreadable):
+    def new(name: str) -> bool:
+        place = os.path.realpath(os.path.join(parent, name))
+        known = place in walked
+        walked.add(place)
+        return not known
+
+    for parent, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         skipped["hidden"] += sum(name.startswith(".") for name in (*folders, *names))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and new(name)]
         for name in sorted(names):
             path = Path(parent, name)
             if name.startswith("."):
@@ -87,11 +104,11 @@ def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
                 skipped["not a file"] += 1
 
 
-def documents(paths: Iterable[Path], skipped: Counter[str], advance: Advance) -> Iterator[str]:
+def documents(paths: Iterable[Path], skipped: Counter[str], advance: Advance) -> Iterator[Document]:
     """The non-empty documents of the files, in order; holds one of them at a time."""
     for path in paths:
         for text in read(path, skipped, advance):
             if text:
-                yield text
+                yield Document(path, text)
             else:
                 skipped["empty"] += 1

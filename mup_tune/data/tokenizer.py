@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from mup_tune.data.encoded import Encoded
+from mup_tune.data.paths import storable
 from mup_tune.errors import UserError
 from mup_tune.files import FrozenModel
 
@@ -54,10 +56,17 @@ class TokenizerInfo(FrozenModel):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """``encode`` gives each text's ids without EOD; None where only the vocabulary is known."""
+    """A vocabulary, and how text becomes its ids; both functions are None where only the vocabulary is known.
+
+    ``encode``: of many texts; may be called from several threads.
+
+    ``cut(text, tokens)``: the first place from ``tokens`` on where no character is torn, as the tokens and
+    the UTF-8 bytes before it; None where there is none before the text's end.
+    """
 
     info: TokenizerInfo
-    encode: Callable[[Sequence[str]], list[NDArray[Any]]] | None
+    encode: Callable[[Sequence[str]], list[Encoded]] | None
+    cut: Callable[[str, int], tuple[int, int] | None] | None = None
 
 
 def load_tokenizer(name: str | None, eod: str | None = None, vocab_size: int | None = None) -> Tokenizer:
@@ -76,11 +85,18 @@ def load_tokenizer(name: str | None, eod: str | None = None, vocab_size: int | N
         return _from_file(Path(name), eod)
     if eod is not None:
         raise UserError(f"is fixed at {BYTES_EOD} for the bytes tokenizer", field="--eod", fix="Leave it out")
-    return Tokenizer(TokenizerInfo(kind="bytes", vocab_size=BYTES_VOCAB, eod=BYTES_EOD), _encode_bytes)
+    return Tokenizer(TokenizerInfo(kind="bytes", vocab_size=BYTES_VOCAB, eod=BYTES_EOD), _encode_bytes, _cut_bytes)
 
 
-def _encode_bytes(texts: Sequence[str]) -> list[NDArray[Any]]:
-    return [np.frombuffer(text.encode(), np.uint8) for text in texts]
+def _encode_bytes(texts: Sequence[str]) -> list[Encoded]:
+    return [Encoded(np.frombuffer(text.encode(), np.uint8)) for text in texts]
+
+
+def _cut_bytes(text: str, tokens: int) -> tuple[int, int] | None:
+    content = text.encode()
+    inside = (place for place in range(tokens, len(content)) if content[place] & 0xC0 != 0x80)
+    place = next(inside, None)
+    return None if place is None else (place, place)
 
 
 def _ids_only(vocab_size: int | None, eod: str | None) -> Tokenizer:
@@ -105,14 +121,13 @@ def _from_file(path: Path, eod: str | None) -> Tokenizer:
         raise UserError("no such tokenizer file", file=path, fix="Give a Hugging Face tokenizer.json, or bytes")
     from tokenizers import Tokenizer as HFTokenizer
 
+    from mup_tune.data.vocabulary import Vocabulary
+
     content = path.read_bytes()
     try:
-        hf = HFTokenizer.from_buffer(content)
+        vocabulary: dict[str, int] = HFTokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
     except Exception as error:  # the package raises bare Exception
         raise UserError(f"is not a Hugging Face tokenizer.json ({error})", file=path) from None
-    hf.no_truncation()  # a file saved with truncation would cut documents silently
-    hf.no_padding()
-    vocabulary: dict[str, int] = hf.get_vocab(with_added_tokens=True)
     end = eod if eod is not None else next((token for token in END_TOKENS if token in vocabulary), None)
     if end is None:
         raise UserError("has none of the usual end-of-document tokens", file=path, fix="Name one with --eod TOKEN")
@@ -121,14 +136,10 @@ def _from_file(path: Path, eod: str | None) -> Tokenizer:
     # ids may have gaps, so the largest one counts, not how many there are
     info = TokenizerInfo(
         kind="file",
-        file=path.name,
+        file=storable(Path(path.name)).name,
         sha256=hashlib.sha256(content).hexdigest(),
         vocab_size=max(vocabulary.values()) + 1,
         eod=vocabulary[end],
     )
-
-    def encode(texts: Sequence[str]) -> list[NDArray[Any]]:
-        batch = hf.encode_batch(list(texts), add_special_tokens=False)
-        return [np.asarray(each.ids, np.int64) for each in batch]
-
-    return Tokenizer(info, encode)
+    known = Vocabulary(path, json.loads(content), end)
+    return Tokenizer(info, known.encode, known.cut)

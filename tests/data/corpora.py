@@ -7,7 +7,9 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from mup_tune.data.corpus import Corpus
+import numpy as np
+
+from mup_tune.data.corpus import Corpus, Split
 from mup_tune.data.prepare import prepare
 
 FORMATS = {1: "B", 2: "b", 3: "h", 4: "i", 5: "q", 8: "H"}
@@ -53,3 +55,10 @@ def words(folder: Path, count: int = 60) -> Corpus:
     """A bytes corpus of numbered short documents."""
     texts = [f"document {number} " + "x" * (number * 7 % 23) for number in range(count)]
     return prepared([write_jsonl(folder / "words.jsonl", texts)], folder / "corpus")
+
+
+def tokens_of(corpus: Corpus, split: Split) -> list[list[int]]:
+    """Documents, cut at the index."""
+    stream = corpus.stream(split)
+    tokens, ordinals = stream.at(np.arange(stream.tokens))
+    return [tokens[ordinals == number].tolist() for number in range(int(ordinals[-1]) + 1)]

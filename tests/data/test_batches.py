@@ -83,14 +83,14 @@ def test_boundaries_come_from_the_index_and_eod_is_predicted(tmp_path: Path) -> 
     # 9 is the EOD; it also stands inside a document, where it is no boundary, and the last document lacks it
     documents = [[[1, 9, 2], [3, 9]], [[4, 9]], [[5, 6]]]
     keys = [int.from_bytes(hashlib.blake2b(packed(doc), digest_size=16).digest()[:8], "little") for doc in documents]
-    # a fourth document with the smallest hash: a tiny fraction holds out that one alone
+    # a fourth document with the smallest hash, and a quarter of the tokens: it is held out alone
     held_out = next(
         doc
         for doc in ([[0, number, 9]] for number in itertools.count(10))
         if int.from_bytes(hashlib.blake2b(packed(doc), digest_size=16).digest()[:8], "little") < min(keys)
     )
     pair = pack_pair(tmp_path / "p", [documents[0], held_out, *documents[1:]], gap=1)
-    corpus = prepared([pair], tmp_path / "out", 1e-15, name=None, vocab_size=10_000, eod="9")
+    corpus = prepared([pair], tmp_path / "out", 0.25, name=None, vocab_size=10_000, eod="9")
     assert corpus.stream("val").at(np.arange(3))[0].tolist() == held_out[0]
     batch = Batches(corpus, "train", 8, 1, 0).batch(0)
     assert batch.tokens_BT.tolist() == [[1, 9, 2, 3, 9, 4, 9, 5]]

@@ -1,55 +1,59 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from corpora import pack_pair, prepared, words, write_jsonl
+from corpora import pack_pair, prepared, tokens_of, words, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mup_tune.data import stdlib as stdlib_corpus
 from mup_tune.data.corpus import Corpus
 from mup_tune.data.sources import discover
-from mup_tune.data.split import validation_side
+from mup_tune.data.split import FEWEST, TOLERANCE, validation_starts
 from mup_tune.data.stdlib import default_corpus, open_corpus
-from mup_tune.data.tokenizer import load_tokenizer
 from mup_tune.errors import UserError
 
 
 def texts_of(corpus: Corpus, split: str) -> list[str]:
-    """Documents of a bytes corpus, cut at the index, decoded, their EOD checked and dropped."""
-    stream = corpus.stream(split)  # type: ignore[arg-type]
-    tokens, ordinals = stream.at(np.arange(stream.tokens))
-    documents = [tokens[ordinals == number] for number in range(int(ordinals[-1]) + 1)]
+    """Documents of a bytes corpus, decoded, their EOD checked and dropped."""
+    documents = tokens_of(corpus, split)
     assert all(document[-1] == 256 for document in documents)
-    return [bytes(document[:-1].astype(np.uint8)).decode() for document in documents]
+    return [bytes(document[:-1]).decode() for document in documents]
 
 
 utf8 = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)
 
 
 @settings(deadline=None, max_examples=50)
-@given(texts=st.lists(utf8, min_size=2, max_size=15, unique=True), fraction=st.floats(0.01, 0.99))
+@given(texts=st.lists(utf8, min_size=2, max_size=15, unique=True), fraction=st.floats(0.2, 0.8))
 def test_round_trip_of_random_documents(texts: list[str], fraction: float) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        corpus = prepared([write_jsonl(folder / "t.jsonl", texts)], folder / "out", fraction)
-        sides = {split: texts_of(corpus, split) for split in ("train", "val")}
-        assert sides["train"]
-        assert sides["val"]
-        assert Counter(sides["train"] + sides["val"]) == Counter(texts)
-        assert sides["train"] == [text for text in texts if text in set(sides["train"])], "file order is kept"
+        try:
+            corpus = prepared([write_jsonl(folder / "t.jsonl", texts)], folder / "out", fraction)
+        except UserError:
+            assert sum(len(text.encode()) + 1 for text in texts) < 40
+            return
+        sides = {split: tokens_of(corpus, split) for split in ("train", "val")}  # type: ignore[arg-type]
+        whole = [[*text.encode(), 256] for text in texts]
         for split, held in sides.items():
+            pieces = [document for document in held if document not in whole]
+            assert len(pieces) == corpus.manifest.cut_documents
+            assert [document for document in whole if document in held] == [
+                document for document in held if document not in pieces
+            ], "file order is kept"
             info = corpus.info(split)  # type: ignore[arg-type]
-            size = sum(len(text.encode()) for text in held)
-            assert (info.documents, info.bytes, info.tokens) == (len(held), size, size + len(held))
-            assert corpus.bytes_per_token(split) == size / (size + len(held))  # type: ignore[arg-type]
+            size = sum(token < 256 for document in held for token in document)
+            assert (info.documents, info.bytes, info.tokens) == (len(held), size, sum(map(len, held)))
+            assert corpus.bytes_per_token(split) == size / info.tokens  # type: ignore[arg-type]
+        assert sum(map(len, sides["train"] + sides["val"])) == sum(map(len, whole))
+        if not corpus.manifest.cut_documents:
+            assert sorted(sides["train"] + sides["val"]) == sorted(whole)
 
 
 def test_split_ignores_order_company_and_copies(tmp_path: Path) -> None:
@@ -64,17 +68,55 @@ def test_split_ignores_order_company_and_copies(tmp_path: Path) -> None:
     assert part.hash != whole.hash
 
 
-@given(keys=st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=20), fraction=st.floats(1e-9, 1 - 1e-9))
-def test_no_side_is_empty_and_copies_stay_together(keys: list[int], fraction: float) -> None:
-    array = np.array(keys, np.uint64)
-    if len(set(keys)) == 1:
-        with pytest.raises(UserError, match="copies of one document"):
-            validation_side(array, fraction)
+@given(
+    documents=st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(1, 10**6)), min_size=1, max_size=20),
+    copies=st.integers(1, 3),
+    fraction=st.floats(1e-3, 1 - 1e-3),
+)
+def test_the_share_of_tokens_is_met_or_refused(documents: list[tuple[int, int]], copies: int, fraction: float) -> None:
+    documents = list(dict(documents).items()) * copies
+    keys, lengths = np.array([key for key, _ in documents], np.uint64), np.array([length for _, length in documents])
+    total = int(lengths.sum())
+    slack = TOLERANCE * min(fraction, 1 - fraction) * total
+    try:
+        starts = validation_starts(keys, lengths, fraction)
+    except UserError:
+        assert slack < FEWEST + 0.5 * copies, "only what is too short cannot be split"
         return
-    side = validation_side(array, fraction)
-    assert 0 < side.sum() < len(keys)
-    assert not set(array[side].tolist()) & set(array[~side].tolist())
-    assert np.array_equal(validation_side(array[::-1], fraction), side[::-1])
+    held_out = int((lengths - starts).sum())
+    assert abs(held_out - fraction * total) <= slack
+    assert FEWEST <= held_out <= total - FEWEST
+    assert ((starts >= 0) & (starts <= lengths)).all()
+    cut = (starts > 0) & (starts < lengths)
+    assert len(set(keys[cut].tolist())) <= 1, "one document at most is cut"
+    for key in set(keys.tolist()):
+        assert len(set(starts[keys == key].tolist())) == 1, "copies share a side"
+    assert np.array_equal(validation_starts(keys[::-1], lengths[::-1], fraction), starts[::-1]), "order plays no part"
+
+
+def test_a_document_too_long_for_a_side_is_cut_and_its_end_held_out(tmp_path: Path) -> None:
+    """Two long texts and a short one: by documents, 99 % of the tokens could be held out."""
+    texts = ["é𝄞" * 5000, "ab" * 15000, "short"]
+    for name, inputs in (("both", texts), ("alone", texts[:1])):
+        corpus = prepared([write_jsonl(tmp_path / f"{name}.jsonl", inputs)], tmp_path / name, 0.1)
+        train, val = (tokens_of(corpus, split) for split in ("train", "val"))
+        total = sum(len(text.encode()) + 1 for text in inputs)
+        assert corpus.tokens("val") == pytest.approx(0.1 * total, abs=4), "to the next character"
+        assert corpus.manifest.cut_documents == 1
+        assert corpus.tokens("train") + corpus.tokens("val") == total
+        (head,) = (bytes(document) for document in train if document[-1] != 256)
+        tails = (bytes(document[:-1]) for document in val if document[-1] == 256)
+        assert any(head + tail in [text.encode() for text in inputs] for tail in tails)
+        for split, documents in (("train", train), ("val", val)):
+            held = sum(token != 256 for document in documents for token in document)
+            assert corpus.info(split).bytes == held  # type: ignore[arg-type]
+
+
+def test_an_adopted_document_is_cut_inside_a_sequence(tmp_path: Path) -> None:
+    pair = pack_pair(tmp_path / "p", [[list(range(40)), list(range(40, 100))]] * 2, gap=3)
+    corpus = prepared([pair], tmp_path / "out", 0.3, name=None, vocab_size=100, eod="99")
+    assert tokens_of(corpus, "train") == [list(range(70))] * 2
+    assert tokens_of(corpus, "val") == [list(range(70, 100))] * 2
 
 
 def test_folders_are_walked_in_order_and_what_is_skipped_is_counted(tmp_path: Path) -> None:
@@ -100,6 +142,23 @@ def test_folders_are_walked_in_order_and_what_is_skipped_is_counted(tmp_path: Pa
         assert texts == [text for text in documents if text in texts]
     assert sorted(held["train"] + held["val"]) == sorted(documents)
     assert corpus.manifest.skipped == {"empty": 2, "hidden": 2, "not UTF-8 text": 3, "not a file": 1}
+
+
+def test_linked_folders_are_followed_and_every_file_is_read_once(tmp_path: Path) -> None:
+    source, elsewhere = tmp_path / "src", tmp_path / "elsewhere"
+    for folder in (source / "sub", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text(folder.name)
+    (source / "sub" / "again").symlink_to(elsewhere)
+    (source / "link").symlink_to(elsewhere)
+    (source / "sub" / "up").symlink_to(source)
+    (elsewhere / "back").symlink_to(source / "sub")
+    (elsewhere / "same.txt").symlink_to(elsewhere / "a.txt")
+    for inputs in ([source], [source / "link", source, source / "sub"]):
+        found = discover(inputs)
+        assert [path.read_text() for path in found.texts].count("elsewhere") == 1
+        assert sorted(path.read_text() for path in found.texts) == ["elsewhere", "sub"]
+        assert not +found.skipped
 
 
 def test_a_pair_is_adopted_without_copying_and_split_like_any_other(tmp_path: Path) -> None:
@@ -138,56 +197,6 @@ def test_bad_ids_in_a_pair_are_named(tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
 
-def save_tokenizer(path: Path, tokens: dict[str, int], **settings: object) -> str:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-
-    tokenizer = Tokenizer(WordLevel(tokens, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.enable_truncation(2)
-    tokenizer.enable_padding(length=9)
-    tokenizer.save(str(path))
-    return str(path)
-
-
-def test_a_tokenizer_file_is_used_whole(tmp_path: Path) -> None:
-    """No truncation or padding from the file; ids with gaps; EOD by its usual name, or named."""
-    file = save_tokenizer(tmp_path / "tok.json", {"<unk>": 0, "a": 1, "b": 2, "</s>": 70_000, "END": 3})
-    texts = write_jsonl(tmp_path / "t.jsonl", ["a b a b a", "b", "a a"])
-    corpus = prepared([texts], tmp_path / "out", name=file)
-    assert (corpus.vocab_size, corpus.eod) == (70_001, 70_000)
-    assert corpus.tokens("train") + corpus.tokens("val") == 5 + 1 + 2 + 3
-    assert (corpus.path / "tokens.idx").read_bytes()[17] == 4, "int32 where uint16 is too small"
-    assert corpus.manifest.tokenizer.sha256 == hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    assert load_tokenizer(file, "END").info.eod == 3
-
-
-@pytest.mark.parametrize(
-    ("flags", "problem"),
-    [
-        ({"name": "none.json"}, "none.json: no such tokenizer file"),
-        ({"name": "."}, "is a folder"),
-        ({"name": "broken.json"}, "broken.json: is not a Hugging Face tokenizer.json"),
-        ({"name": "tok.json"}, "none of the usual end-of-document tokens.*--eod TOKEN"),
-        ({"name": "tok.json", "eod": "<e>"}, "--eod: '<e>' is not in the vocabulary"),
-        ({"name": "bytes", "eod": "3"}, "--eod: is fixed at 256"),
-        ({"name": "bytes", "vocab_size": 9}, "--vocab-size: cannot be combined"),
-        ({"name": None}, "--tokenizer: is missing"),
-        ({"name": None, "vocab_size": 1}, "--vocab-size: 1 is not allowed"),
-        ({"name": None, "vocab_size": 10}, "--eod: is missing"),
-        ({"name": None, "vocab_size": 10, "eod": "10"}, "--eod: '10' is not an id below"),
-        ({"name": None, "vocab_size": 10, "eod": "-1"}, "--eod: '-1' is not an id below"),
-    ],
-)
-def test_wrong_tokenizer_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags, problem: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    save_tokenizer(Path("tok.json"), {"<unk>": 0, "a": 1})
-    Path("broken.json").write_text("{}")
-    with pytest.raises(UserError, match=problem):
-        load_tokenizer(**flags)
-
-
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
@@ -214,7 +223,7 @@ def test_wrong_inputs(tmp_path: Path) -> None:
         ([tmp_path / "lone"], "lone.bin: no such file"),
         ([tmp_path / "empty"], "no text, JSONL, Parquet or Megatron pair in"),
         ([tmp_path / "one.txt", pair], "cannot be mixed"),
-        ([tmp_path / "one.txt"], "hold one document"),
+        ([tmp_path / "one.txt"], "cannot be held out of the inputs' 4 tokens"),
     ):
         with pytest.raises(UserError, match=problem):
             prepared(inputs, tmp_path / "out")
@@ -224,6 +233,18 @@ def test_wrong_inputs(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="--val-fraction"):
             prepared([pair], tmp_path / "out", fraction)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_path_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    odd.mkdir()
+    pair = pack_pair(odd / "p", [[[number, 7]] for number in range(9)])
+    texts = write_jsonl(odd / "t.jsonl", [f"text {number}" for number in range(9)])
+    prepared([texts], tmp_path / "text")
+    for inputs, out, eod in (([pair], tmp_path / "out", "7"), ([texts], odd / "out", None)):
+        with pytest.raises(UserError, match=r"udcff.* is not a path in UTF-8"):
+            prepared(inputs, out, name=None if eod else "bytes", vocab_size=10 if eod else None, eod=eod)
+        assert not out.exists()
 
 
 def test_pairs_in_a_folder_are_found_once(tmp_path: Path) -> None:
@@ -240,7 +261,7 @@ def test_out_is_never_overwritten(tmp_path: Path) -> None:
         words(tmp_path)
     (tmp_path / "other").mkdir()
     source = write_jsonl(tmp_path / "t.jsonl", ["a", "b"])
-    prepared([source], tmp_path / "other")  # an empty folder is as good as none
+    prepared([source], tmp_path / "other", 0.5)  # an empty folder is as good as none
     (corpus.path / "corpus.json").unlink()
     with pytest.raises(UserError, match="is not empty and not a corpus"):
         words(tmp_path)
@@ -281,6 +302,9 @@ def test_what_is_not_a_corpus_any_more_is_refused(tmp_path: Path) -> None:
         Corpus.open(corpus.path)
     file.write_text(manifest)
     index.write_bytes((corpus.path / "train.idx").read_bytes())
+    with pytest.raises(UserError, match=r"val\.idx: has other content than when the corpus"):
+        Corpus.open(corpus.path)
+    file.write_text(json.dumps({key: value for key, value in json.loads(manifest).items() if key != "files"}))
     with pytest.raises(UserError, match="its val index files hold"):
         Corpus.open(corpus.path).stream("val")
     index.unlink()
@@ -292,8 +316,8 @@ def test_what_is_not_a_corpus_any_more_is_refused(tmp_path: Path) -> None:
 def stdlib(tmp_path: Path) -> Path:
     root = tmp_path / "lib"
     for name, content in {
-        "os.py": b"import sys\n",
-        "json/__init__.py": b"x = 1\n",
+        "os.py": b"import bz2\n" * 12,  # the other is 5 % of all
+        "json/__init__.py": b"x = 2\n",
         "test/bad.py": "# é".encode("latin-1"),
         "site-packages/other.py": b"no",
         "__pycache__/os.py": b"no",
@@ -308,12 +332,12 @@ def test_default_corpus_is_prepared_once_for_each_content(
     tmp_path: Path, stdlib: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = default_corpus(tmp_path / "cache", stdlib)
-    assert sorted(texts_of(first, "train") + texts_of(first, "val")) == ["import sys\n", "x = 1\n"]
+    assert sorted(texts_of(first, "train") + texts_of(first, "val")) == ["import bz2\n" * 12, "x = 2\n"]
     assert first.manifest.skipped == {"not UTF-8 text": 1}
     with monkeypatch.context() as patch:
         patch.setattr(stdlib_corpus, "write_corpus", None)  # not called again
         assert default_corpus(tmp_path / "cache", stdlib) == first
-    (stdlib / "os.py").write_bytes(b"import re \n")
+    (stdlib / "os.py").write_bytes(b"import re \n" * 12)
     second = default_corpus(tmp_path / "cache", stdlib)
     assert (second.path != first.path, second.hash != first.hash) == (True, True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

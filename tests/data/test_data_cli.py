@@ -33,7 +33,7 @@ def test_prepare_prints_json_alone_on_stdout(tmp_path: Path) -> None:
 
 def test_prepare_says_what_it_made_and_skipped(tmp_path: Path) -> None:
     texts = write_jsonl(tmp_path / "t.jsonl", ["one", "two", "three", ""])
-    output = run(texts, "--out", tmp_path / "out", "--tokenizer", "bytes")
+    output = run(texts, "--out", tmp_path / "out", "--tokenizer", "bytes", "--val-fraction", 0.3)
     corpus = Corpus.open(tmp_path / "out")
     assert str(corpus.tokens("train")) in output
     assert corpus.hash in output
@@ -42,7 +42,7 @@ def test_prepare_says_what_it_made_and_skipped(tmp_path: Path) -> None:
 
 def test_prepare_adopts_a_pair_and_notes_missing_eods(tmp_path: Path) -> None:
     pack_pair(tmp_path / "p", [[[1, 9]], [[2, 3]], [[4, 9]]])
-    output = run(tmp_path / "p", "--out", tmp_path / "out", "--vocab-size", 10, "--eod", 9)
+    output = run(tmp_path / "p", "--out", tmp_path / "out", "--vocab-size", 10, "--eod", 9, "--val-fraction", 0.3)
     assert "1 documents do not end in EOD 9" in output
     assert Corpus.open(tmp_path / "out").vocab_size == 10
 

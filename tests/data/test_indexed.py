@@ -66,6 +66,10 @@ def patched(path: Path, at: int, value: bytes) -> None:
         (lambda idx, _: patched(idx, HEADER + 4, struct.pack("<i", -3)), "-3 at sequence 1 is negative"),
         (lambda idx, _: patched(idx, HEADER + 8, struct.pack("<q", -2)), "pointers: must be multiples of 2"),
         (lambda idx, _: patched(idx, HEADER + 8, struct.pack("<q", 1)), "pointers: must be multiples of 2"),
+        (
+            lambda idx, _: patched(idx, HEADER + 8, struct.pack("<q", 2**63 - 2)),
+            "points up to byte 92233720368547758",
+        ),
         (lambda idx, _: patched(idx, HEADER + 24, struct.pack("<q", 1)), "must rise from 0"),
         (lambda idx, _: patched(idx, HEADER + 32, struct.pack("<q", 3)), "must rise from 0"),
         (lambda _, data: data.write_bytes(data.read_bytes()[:-2]), "has 8 bytes, but"),
@@ -79,3 +83,11 @@ def test_damage_is_named_with_its_file(tmp_path: Path, damage, problem: str) -> 
     with pytest.raises(UserError, match=problem) as caught:
         IndexedTokens(bin_path, idx_path)
     assert str(tmp_path / "p.") in str(caught.value)
+
+
+def test_indices_that_wrap_around_are_refused(tmp_path: Path) -> None:
+    """Each step from one of these to the next is positive in 64 bits."""
+    bin_path, idx_path = pair_paths(pack_pair(tmp_path / "p", [[[1]], [[2]], [[3]], [[4]]]))
+    patched(idx_path, HEADER + 12 * 4, struct.pack("<5q", 0, 2**63 - 1, -(2**63), -1, 4))
+    with pytest.raises(UserError, match="must rise from 0"):
+        IndexedTokens(bin_path, idx_path)

@@ -105,7 +105,7 @@ def test_a_parquet_file_without_the_column_names_those_there_are(tmp_path: Path)
     for table, there in (
         ({"content": ["a"], "n": [1]}, r"content \(string\), n \(int64\)"),
         ({"text": [1]}, r"text \(int64\)"),
-        ({"text": [b"a"]}, r"text \(binary\)"),
+        ({"text": [["a"]]}, r"text \(list<"),
     ):
         parquet.write_table(pa.table(table), path)
         with pytest.raises(UserError, match=rf"x\.parquet: text: must be one column of strings.* {there}"):
@@ -145,6 +145,52 @@ def test_corrupt_gzip_and_parquet_are_named(plain: Path, tmp_path: Path) -> None
     for wrong in (b"", b"PAR1", good[: len(good) // 2], good[:-1], b"text\n" * 100, bytes(flipped)):
         path.write_bytes(wrong)
         with pytest.raises(UserError, match=r"x\.parquet: is torn, or not Parquet"):
+            everything(path)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.string_view(),
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int8(), pa.binary()),
+    ],
+    ids=str,
+)
+def test_every_kind_of_string_column_is_read(tmp_path: Path, kind: pa.DataType) -> None:
+    column = (
+        pa.array(["é", None, "é", "a"], pa.string()).cast(kind if kind != pa.binary_view() else pa.binary()).cast(kind)
+    )
+    assert everything(write_parquet(tmp_path / "x.parquet", column))[0] == ["é", "", "é", "a"]
+
+
+def test_binary_that_is_no_text_and_null_records_are_counted(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", pa.array([b"ok", b"\xff"]))
+    assert everything(path)[:2] == (["ok"], Counter({"not UTF-8 text": 1}))
+    for name in ("x.jsonl", "x.dat"):
+        (tmp_path / name).write_text('{"text": null}\n{"text": "a"}\n')
+        assert everything(tmp_path / name)[0] == ["", "a"]
+
+
+def test_zero_padded_gzip_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"ab") + bytes(700) + gzip.compress(b"cd") + bytes(300))
+    assert everything(tmp_path / "x.txt.gz")[0] == ["abcd"]
+
+
+def test_zstd_with_the_longest_window_is_read(tmp_path: Path) -> None:
+    """Frames by hand (RFC 8878): a window of 2 GiB, and one raw block that is the last."""
+    pytest.importorskip("zstandard")
+    content = b'{"text": "one"}\n{"text": "two"}\n'
+    frame = b"\x28\xb5\x2f\xfd\x00\xa8" + (len(content) << 3 | 1).to_bytes(3, "little") + content
+    path = tmp_path / "x.jsonl.zst"
+    path.write_bytes(2 * frame)
+    assert everything(path)[0] == 2 * ["one", "two"]
+    for wrong in (frame[:-3], frame + b"tail", frame + frame[:8]):
+        path.write_bytes(wrong)
+        with pytest.raises(UserError, match=r"x\.jsonl\.zst: is torn, or not zstd"):
             everything(path)
 
 
