@@ -81,4 +81,8 @@ def _fingerprint(root: Path, paths: list[Path]) -> str:
 def _cache_dir() -> Path:
     """The XDG base directory for caches; its specification ignores a relative $XDG_CACHE_HOME."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "mup-tune"
+    try:
+        return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "mup-tune"
+    except RuntimeError:
+        problem = f"this user has no home folder to keep the corpus {DEFAULT_CORPUS!r} in"
+        raise UserError(problem, field="XDG_CACHE_HOME", fix="Set it to a folder that you can write to") from None

@@ -173,6 +173,9 @@ def _cluster(address: str | None, num_cpus: int | None) -> Iterator[Any]:
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         temp_dir = str(stack.enter_context(session())) if address is None else None
+        if temp_dir and "HOME" not in os.environ:  # Ray and its agents want one, and keep nothing there
+            os.environ["HOME"] = temp_dir
+            stack.callback(os.environ.pop, "HOME", None)
         try:
             if temp_dir:
                 _start(ray, temp_dir, num_cpus)

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from mup_tune.cores import usable_cores
-from mup_tune.errors import UserError
+from mup_tune.errors import UserError, refused
 from mup_tune.files import dump_yaml, read_json, read_yaml, remove_leftovers, validated, write_atomic
 from mup_tune.run.description import CorpusRecord, PlanRecord, RunRecord
 from mup_tune.version import VERSION
@@ -60,7 +60,8 @@ class RunFolder:
             _refuse_foreign(folder)
             lock = _take_lock(folder)
         except OSError as error:
-            raise UserError(f"cannot be used as a run folder ({error.strerror})", file=path) from None
+            problem = f"cannot be used as a run folder ({str(error.strerror).lower()})"
+            raise UserError(problem, file=path, fix=_fix(error)) from None
         run = cls(folder, lock)
         for each in (run.path, run.curves, run.tables, run.settings):
             remove_leftovers(each)
@@ -128,6 +129,8 @@ class RunFolder:
             return False
         try:
             return not _flock(probe, fcntl.LOCK_SH)
+        except OSError:  # no locks on this file system, and so no driver
+            return False
         finally:
             os.close(probe)  # also gives the shared lock back
 
@@ -261,6 +264,13 @@ def _take_lock(folder: Path) -> int:
     except BaseException:
         os.close(lock)
         raise
+
+
+def _fix(error: OSError) -> str:
+    if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        return "Its file system has no locks: name a folder on another one"
+    known = refused(error)
+    return known.fix if known and known.fix else "Name another folder"
 
 
 def _flock(descriptor: int, kind: int) -> bool:
