@@ -2,8 +2,8 @@
 
     python benchmarks/prepare_cores.py --megabytes 8 --rounds 5
 
-The text is Python's standard library, and the tokenizer a byte-level BPE that is trained on a part of it. Sides
-run in turn, each in a process of its own that is pinned to its cores. Both must write the same bytes.
+The text is Python's standard library. The tokenizer is a byte-level BPE that is trained on a part of it.
+Sides run in turn, each in a process of its own that is pinned to its cores. Both must write the same bytes.
 """
 
 from __future__ import annotations

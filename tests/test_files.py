@@ -127,7 +127,7 @@ def test_shipped_names_and_paths_are_found(tmp_path: Path) -> None:
     ids=["list", "mapping", "aliases without end"],
 )
 def test_yaml_that_refers_to_itself_or_grows_without_end_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="not valid YAML .it (is nested|holds) more than"):
+    with pytest.raises(UserError, match=r"not valid YAML .it (is nested|holds) more than"):
         parse_yaml(text, "plan.yaml")
     assert parse_yaml("a: &x {b: 1}\nc: {<<: *x, d: 2}", "plan.yaml")["c"] == {"b": 1, "d": 2}
 
