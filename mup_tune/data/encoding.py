@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from mup_tune.cores import usable_cores
 from mup_tune.data.encoded import Encoded
 from mup_tune.data.indexed import MAX_SEQUENCE, PairWriter, token_dtype
 from mup_tune.data.integrity import DIGEST_BYTES
@@ -72,7 +72,7 @@ def write_pair(prefix: Path, texts: Iterable[Document], tokenizer: Tokenizer, re
         return done
 
     with PairWriter(prefix, token_dtype(tokenizer.info.vocab_size)) as writer:
-        for group in in_order(_grouped(texts), work, cores()):
+        for group in in_order(_grouped(texts), work, usable_cores()):
             for document, encoded, digest, size in group:
                 if len(encoded.ids) >= MAX_SEQUENCE:
                     raise UserError(
@@ -85,11 +85,6 @@ def write_pair(prefix: Path, texts: Iterable[Document], tokenizer: Tokenizer, re
                 writer.add(np.append(encoded.ids.astype(writer.dtype), writer.dtype.type(eod)))
     account.check(tokenizer)
     return account
-
-
-def cores() -> int:
-    """How many this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(items: Iterable[Item], work: Callable[[Item], Result], threads: int) -> Iterator[Result]:

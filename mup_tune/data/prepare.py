@@ -7,9 +7,9 @@ its hash and index.
 
 from __future__ import annotations
 
+import glob
 import os
-import shutil
-import uuid
+import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -29,6 +29,7 @@ from mup_tune.data.split import Piece, Records, validation_starts, write_split
 from mup_tune.data.tokenizer import Tokenizer, load_tokenizer
 from mup_tune.errors import UserError
 from mup_tune.files import write_atomic
+from mup_tune.scratch import scratch_folder
 
 
 def prepare(
@@ -76,19 +77,18 @@ def write_corpus(found: Found, out: Path, tokenizer: Tokenizer, val_fraction: fl
         raise UserError("is for Megatron pairs, and the inputs are text", field="--vocab-size", fix="Give --tokenizer")
     out = storable(Path(os.path.realpath(out)))
     check_free(out)
-    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    beside = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
-        beside.mkdir(parents=True)
-        _fill(beside, found, tokenizer, val_fraction, advance)
-        if not publish(beside, out):
-            raise UserError("appeared while the corpus was prepared", file=out, fix="Choose another --out")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(beside, f".{glob.escape(out.name)}.{'[0-9a-f]' * 8}"):
+            _fill(beside, found, tokenizer, val_fraction, advance)
+            if not publish(beside, out):
+                raise UserError("appeared while the corpus was prepared", file=out, fix="Choose another --out")
     except OSError as error:
         theirs = error.filename and not str(error.filename).startswith(str(beside))
         raise UserError(
             f"cannot be read or written ({error.strerror})", file=error.filename if theirs else out
         ) from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return Corpus.open(out)
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import secrets
-import shutil
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from mup_tune.errors import UserError
-from mup_tune.interrupts import stops_deferred
+from mup_tune.scratch import scratch_folder
 
 LONGEST = 107  # bytes of a Unix socket's path: sun_path of unix(7), without its end
 BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # what Ray appends
@@ -30,18 +27,8 @@ def session() -> Iterator[Path]:
         UserError: no temporary folder can be used.
     """
     folder = _place()
-    with _locked(folder.parent):  # nobody takes a folder that was just made for one that its process has left
-        for old in folder.parent.iterdir():
-            _remove_dead(old)
-        folder.mkdir(mode=0o700)
-        descriptor = os.open(folder, os.O_RDONLY)
-        _lock(descriptor, fcntl.LOCK_EX)
-    try:
+    with scratch_folder(folder, "*", mode=0o700):
         yield folder
-    finally:
-        with stops_deferred():
-            _remove(folder)
-            os.close(descriptor)
 
 
 @functools.cache
@@ -75,39 +62,3 @@ def _make_private(home: Path) -> None:
     home.chmod(0o700)
     if not os.access(home, os.W_OK):
         raise PermissionError(0, f"{home.name} cannot be written")
-
-
-def _remove_dead(folder: Path) -> None:
-    """Delete a folder whose process holds it no more; where locks are not to be had, none."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        if _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind)
-        return True
-    except OSError:
-        return False
-
-
-def _remove(folder: Path) -> None:
-    """A dying process may still write a file: try again for a little while."""
-    for _ in range(10):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
