@@ -1,8 +1,8 @@
 """The coordinate check: do all sites, and their changes, scale with width (and depth) as the rules predict?
 
 After arXiv 2203.03466, App. D.1, with a numeric verdict: the slope of log2 RMS over log2 width, minus the
-predicted exponent, with its 95 % CI over widths × seeds. Flat curves are necessary, not sufficient: pair this
-with the basin check.
+predicted exponent, with its 95 % CI over widths × seeds. Seeds are added until every site is decided. Flat
+curves are necessary, not sufficient: pair this with the basin check.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from mup_tune.train.population import new_population
 from mup_tune.train.validation import to_device
 from mup_tune.trial import IGNORED_TARGET
 
-TOLERANCE = 0.1  # τ, in units of the exponent
+TOLERANCE = 0.25  # τ, in units of the exponent: a wrong rule misses by ½ or more, a factor of √d or d
+FIRST_SEEDS = 4  # trained before anything is judged
 ROWS, SEQ_LEN = 8, 128
 NO_CLIPPING = float("inf")  # the clip norm is not width-invariant, and AdamW forgets a common factor anyway
 
@@ -135,18 +136,45 @@ def trace_in_parts(
         )
     half = len(seeds) // 2
     parts = [trace_in_parts(table, direction, corpus, each, steps, device) for each in (seeds[:half], seeds[half:])]
-    return replace(
-        parts[0],
-        values=_joined([part.values for part in parts]),
-        changes=_joined([part.changes for part in parts]),
-        losses=[[*a, *b] for a, b in zip(*(part.losses for part in parts), strict=True)],
-    )
+    return joined(*parts)
 
 
-def _joined(parts: Sequence[dict[str, list[list[float]]]]) -> dict[str, list[list[float]]]:
-    """Sites' values of two groups of seeds, step by step, side by side."""
-    first, second = parts
-    return {site: [[*a, *b] for a, b in zip(steps, second[site], strict=True)] for site, steps in first.items()}
+def joined(first: Trace, second: Trace) -> Trace:
+    """Two groups of seeds of one size, side by side."""
+
+    def both(name: Literal["values", "changes"]) -> dict[str, list[list[float]]]:
+        one, other = getattr(first, name), getattr(second, name)
+        return {site: [[*a, *b] for a, b in zip(steps, other[site], strict=True)] for site, steps in one.items()}
+
+    losses = [[*a, *b] for a, b in zip(first.losses, second.losses, strict=True)]
+    return replace(first, values=both("values"), changes=both("changes"), losses=losses)
+
+
+def groups(seeds: int) -> list[range]:
+    """The seeds that are added at each look: the first few, then as many as there are, ``seeds`` in all."""
+    ends = [min(FIRST_SEEDS, seeds)]
+    while ends[-1] < seeds:
+        ends.append(min(2 * ends[-1], seeds))
+    return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def decide(
+    train: Callable[[range], list[Trace]], seeds: int, depth_rule: DepthRule = "none", tolerance: float = TOLERANCE
+) -> tuple[list[Trace], list[Judgement]]:
+    """Add seeds until the verdict is no longer inconclusive, up to ``seeds`` of every size.
+
+    Args:
+        train: the traces of all sizes for some seeds.
+    """
+    traces: list[Trace] = []
+    looks = groups(seeds)
+    for added in looks:
+        found = train(added)
+        traces = [joined(*pair) for pair in zip(traces, found, strict=True)] if traces else found
+        rows = judge(traces, depth_rule, tolerance, len(looks))
+        if overall(rows) != "inconclusive":
+            break
+    return traces, rows
 
 
 def _record(found: Trace, step: int, seen: Snapshot, first: Snapshot) -> None:
@@ -158,30 +186,38 @@ def _record(found: Trace, step: int, seen: Snapshot, first: Snapshot) -> None:
             table.setdefault(site, []).append(per_seed)
 
 
-def judge(traces: Sequence[Trace], depth_rule: DepthRule = "none") -> list[Judgement]:
-    """The verdict on every site, on its value and on its change, over the sizes of one family."""
+def judge(
+    traces: Sequence[Trace], depth_rule: DepthRule = "none", tolerance: float = TOLERANCE, looks: int = 1
+) -> list[Judgement]:
+    """The verdict on every site, on its value and on its change, over the sizes of one family.
+
+    Args:
+        looks: how often at most this is asked while seeds are added; CIs are widened for it.
+    """
     sites = [site for site in SITES if site.name in traces[0].values]
     if traces[0].direction == "depth":
-        return [row for site in sites for row in _judge_depth(traces, site.name, depth_rule)]
+        return [row for site in sites for row in _judge_depth(traces, site.name, depth_rule, tolerance, looks)]
     rows = []
     for site in sites:
-        start = _slope(traces, site.name, "value at step 0")
+        start = _slope(traces, site.name, "value at step 0", looks)
         rows.append(_row(site.name, "value at step 0", site.start, start, "reported", "step 0"))
         for of in ("value", "change"):
-            measured = _slope(traces, site.name, of)
-            verdict = verdict_of(measured, site.width, site.only_growth)
+            measured = _slope(traces, site.name, of, looks)
+            verdict = verdict_of(measured, site.width, site.only_growth, tolerance)
             rows.append(_row(site.name, of, site.width, measured, verdict, _why(traces, site.name, of)))
     return rows
 
 
-def verdict_of(measured: Interval | None, predicted: float, only_growth: bool = False) -> Verdict:
+def verdict_of(
+    measured: Interval | None, predicted: float, only_growth: bool = False, tolerance: float = TOLERANCE
+) -> Verdict:
     """Pass: the CI of measured − predicted lies inside ±τ. Fail: it lies outside. Else inconclusive."""
     if measured is None:
         return "inconclusive"
     low, high = measured.low - predicted, measured.high - predicted
-    if high <= TOLERANCE and (only_growth or low >= -TOLERANCE):
+    if high <= tolerance and (only_growth or low >= -tolerance):
         return "pass"
-    if low > TOLERANCE or (high < -TOLERANCE and not only_growth):
+    if low > tolerance or (high < -tolerance and not only_growth):
         return "fail"
     return "inconclusive"
 
@@ -192,21 +228,23 @@ def overall(rows: Sequence[Judgement]) -> Verdict:
     return "fail" if "fail" in verdicts else "inconclusive" if "inconclusive" in verdicts else "pass"
 
 
-def _judge_depth(traces: Sequence[Trace], name: str, depth_rule: DepthRule) -> list[Judgement]:
+def _judge_depth(
+    traces: Sequence[Trace], name: str, depth_rule: DepthRule, tolerance: float, looks: int
+) -> list[Judgement]:
     """Without a depth rule the stream grows and is only reported.
 
     What reads it through a norm must stay flat with any rule.
     """
     site, rows = SITE_BY_NAME[name], []
     for of in ("value", "change"):
-        measured = _slope(traces, name, of)
+        measured = _slope(traces, name, of, looks)
         free = depth_rule == "none" and not (site.reads_norm and of == "value")
         expected = " (0.5 … 1 expected)" if name == "residual" else ""
         why = f"no depth rule: reported{expected}" if free else ""
         # CompleteP's stream falls towards the embedding: L random branches of size 1/L add up to L^-½.
         may_shrink = site.only_growth or (name == "residual" and of == "value")
         predicted = 0.0 if depth_rule == "none" else site.depth
-        verdict: Verdict | Reported = "reported" if free else verdict_of(measured, predicted, may_shrink)
+        verdict: Verdict | Reported = "reported" if free else verdict_of(measured, predicted, may_shrink, tolerance)
         rows.append(_row(name, of, None if free else predicted, measured, verdict, why or _why(traces, name, of)))
     return rows
 
@@ -224,7 +262,7 @@ def _row(
     return Judgement(site, of, predicted, excess, verdict, why)
 
 
-def _slope(traces: Sequence[Trace], site: str, of: str) -> Interval | None:
+def _slope(traces: Sequence[Trace], site: str, of: str, looks: int) -> Interval | None:
     """Slope of log2 RMS over log2 size; a seed's steps are averaged first, for they are not independent."""
     x, y = [], []
     for each in traces:
@@ -235,7 +273,7 @@ def _slope(traces: Sequence[Trace], site: str, of: str) -> Interval | None:
             logs = np.log2(np.asarray(rows)).mean(axis=0)
         x += [log2(each.size)] * len(logs)
         y += [float(value) for value in logs]
-    return slope(x, y)
+    return slope(x, y, looks)
 
 
 def _why(traces: Sequence[Trace], site: str, of: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -47,17 +48,21 @@ def coordinate(
         str | None, one_of("--depth-rule", "depth rule", get_args(DepthRule), "The Settings' own if left out.")
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Training steps, at constant η and λ, without clipping.")] = 10,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds a size, as many side by side as fit.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Most seeds a size: 4 at first, doubled until decided.")] = 16,
+    tolerance: Annotated[
+        float, typer.Option(min=0.01, max=1, help="How far an exponent may be from the predicted one.")
+    ] = 0.25,
     corpus: CorpusOption = "python-stdlib",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for figures and tables.")] = None,
     json: JsonOption = False,
 ) -> None:
     """RMS of every site and of its change against width: measured minus predicted exponent, with its 95 % CI.
 
-    Pass: the whole CI lies inside ±0.1. Fail: all of it outside. Else inconclusive: add seeds or widths. Step
-    0 is reported, steps ≥ 2 are judged. Exit 0 pass, 1 fail, 3 inconclusive. q, v, up and the attention
-    output grow as d on purpose, k and the residual gradient shrink as 1/d: Falcon-H1 parks its width factors
-    there. Logits may shrink.
+    Pass: the whole CI lies inside ±0.25, a quarter of an exponent. Fail: all of it outside. A wrong rule
+    misses by a half or more. Seeds are added until every site is decided, and the CIs allow for that. What
+    the last seed leaves open is inconclusive. Step 0 is reported, steps ≥ 2 are judged. Exit 0 pass, 1 fail,
+    3 inconclusive. q, v, up and the attention output grow as d on purpose, k and the residual gradient shrink
+    as 1/d: Falcon-H1 parks its width factors there. Logits may shrink.
     """
     from mup_tune.files import out_folder
     from mup_tune.settings import load_settings
@@ -73,19 +78,22 @@ def coordinate(
         tuned = tuned.model_copy(update={"depth_rule": depth_rule})
     if out:
         out_folder(out)
-    from mup_tune.checks.coordinate import check_sizes, judge, overall
+    from mup_tune.checks.coordinate import check_sizes, decide, overall
 
     check_sizes(wanted, f"--{direction}s")
     _loud_about_base(tuned, shapes)
-    traces = _traces(shapes, direction, tuned, "mup" if param == "mup" else "sp", steps, seeds, corpus)
-    rows = judge(traces, tuned.depth_rule)
-    verdict = overall(rows)
+    train = _trainer(shapes, direction, tuned, "mup" if param == "mup" else "sp", steps, corpus)
+    traces, rows = decide(train, seeds, tuned.depth_rule, tolerance)
+    verdict, trained = overall(rows), len(traces[0].losses[0])
     if out:
         _write(out, traces, rows)
     if json:
-        print_json({"verdict": verdict, "direction": direction, "sizes": wanted, "rows": [asdict(row) for row in rows]})
+        facts = {"direction": direction, "sizes": wanted, "seeds": trained, "tolerance": tolerance}
+        print_json({"verdict": verdict, **facts, "rows": [asdict(row) for row in rows]})
     else:
-        _print(rows, verdict, f"{param} over {direction}s {', '.join(map(str, wanted))}, {seeds} seeds")
+        _print(
+            rows, verdict, f"{param} over {direction}s {', '.join(map(str, wanted))}, {trained} seeds, ±{tolerance:g}"
+        )
     raise typer.Exit(EXIT[verdict])
 
 
@@ -94,15 +102,10 @@ def _loud_about_base(settings: Settings, shapes: list[Shape]) -> None:
         err_console.print(f"note: the Settings' base width is {settings.base.d_model}; no checked size equals it")
 
 
-def _traces(
-    shapes: list[Shape],
-    direction: Direction,
-    settings: Settings,
-    param: Parametrisation,
-    steps: int,
-    seeds: int,
-    corpus: str,
-) -> list[Trace]:
+def _trainer(
+    shapes: list[Shape], direction: Direction, settings: Settings, param: Parametrisation, steps: int, corpus: str
+) -> Callable[[range], list[Trace]]:
+    """What trains every shape with some seeds, and shows how far it is."""
     import torch
     from rich.progress import track
 
@@ -118,10 +121,15 @@ def _traces(
             fix="Give a shape with at least that vocab_size",
         )
     tables = [table_for(shape, settings, param) for shape in shapes]
-    return [
-        trace_in_parts(table, direction, opened, range(seeds), steps, device)
-        for table in track(tables, "training", console=err_console, transient=True)
-    ]
+
+    def train(seeds: range) -> list[Trace]:
+        what = f"seeds {seeds.start} … {seeds.stop - 1}"
+        return [
+            trace_in_parts(table, direction, opened, seeds, steps, device)
+            for table in track(tables, what, console=err_console, transient=True)
+        ]
+
+    return train
 
 
 def _print(rows: list[Judgement], verdict: str, title: str) -> None:

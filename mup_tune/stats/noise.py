@@ -118,10 +118,10 @@ def detectable(sigma: Sigma, seeds: int, tests: int = 1) -> float:
     return float(stdtrit(seeds - 1, 1 - SIGNIFICANT / (2 * tests))) * sigma.value / sqrt(seeds)
 
 
-def slope(x: Sequence[float], y: Sequence[float]) -> Interval | None:
+def slope(x: Sequence[float], y: Sequence[float], looks: int = 1) -> Interval | None:
     """Least-squares slope of y on x with Student's t CI on n − 2 degrees of freedom; None below three points.
 
-    Curvature counts as noise here: a line that bends has a wide CI.
+    Curvature counts as noise here: a line that bends has a wide CI. ``looks`` as in :func:`t_interval`.
     """
     x_n, y_n = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     spread = float(((x_n - x_n.mean()) ** 2).sum()) if len(x_n) else 0.0
@@ -130,7 +130,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Interval | None:
     value = float(((x_n - x_n.mean()) * y_n).sum()) / spread
     rest = y_n - y_n.mean() - value * (x_n - x_n.mean())
     dof = len(x_n) - 2
-    return t_interval(value, sqrt(float((rest**2).sum()) / dof / spread), dof)
+    return t_interval(value, sqrt(float((rest**2).sum()) / dof / spread), dof, looks)
 
 
 def paired_slope(x: Sequence[float], candidates: Sequence[Losses], references: Sequence[Losses]) -> Interval | None:
@@ -160,8 +160,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def t_interval(value: float, se: float, dof: float) -> Interval:
-    """Student's t CI and p-value of ``value`` with standard error ``se``."""
-    half = float(stdtrit(dof, UPPER)) * se
+def t_interval(value: float, se: float, dof: float, looks: int = 1) -> Interval:
+    """Student's t CI and p-value of ``value`` with standard error ``se``.
+
+    The CIs of ``looks`` such intervals, of growing data, cover together in 95 % of draws (Bonferroni). The
+    p-value is that of this one alone.
+    """
+    half = float(stdtrit(dof, 1 - SIGNIFICANT / (2 * looks))) * se
     p_value = 2 * float(stdtr(dof, -abs(value) / se)) if se > 0 else float(value == 0)
     return Interval(value, value - half, value + half, p_value)
