@@ -21,6 +21,7 @@ LINES = (".jsonl", ".ndjson", ".jsonlines")
 PARQUET, PARQUET_MAGIC = ".parquet", b"PAR1"
 BOM = b"\xef\xbb\xbf"
 SNIFF, LONGEST = 1 << 10, 1 << 26  # bytes: of a glance, and of a first line at most
+LONGEST_RECORD = 1 << 24  # bytes of one that goes over lines
 
 
 def codec_of(path: Path) -> tuple[str | None, str]:
@@ -42,7 +43,8 @@ def kind_of(path: Path, suffix: str, codec: str | None, content: io.BufferedRead
     """By name, or by the first two lines of ``content``, the file's unpacked bytes from their start.
 
     Raises:
-        UserError: a JSON array of records, or records that end after the first line.
+        UserError: a JSON array of records, records of several lines each, or records that end after the first
+        line.
     """
     if suffix in LINES:
         return "lines"
@@ -57,11 +59,18 @@ def kind_of(path: Path, suffix: str, codec: str | None, content: io.BufferedRead
     lines = (line.strip() for line in iter(lambda: content.readline(LONGEST), b""))
     filled = (line for line in lines if line)
     first, second = next(filled, b"").removeprefix(BOM), next(filled, b"")
-    if first.startswith(b"[") and any(map(_is_record, (*_entries(first), second.rstrip(b",]")))):
+    form = ""
+    if first.startswith(b"["):
+        records = [*_entries(first), second.rstrip(b",]"), *_over_lines(first, second, content)]
+        form = "a JSON array of records" if any(map(_is_record, records)) else ""
+    elif len(records := _over_lines(first, second, content)) == 2 and _is_record(records[0]):
+        form = "records of several lines each"  # one alone may be a configuration
+    if form:
+        query = "'.[]'" if first.startswith(b"[") else "."
         raise UserError(
-            "is a JSON array of records, not JSON Lines, and would be read as one text of raw JSON",
+            f"is {form}, not JSON Lines, and would be read as one text of raw JSON",
             file=path,
-            fix="Write a record a line (`jq -c '.[]'`), and call it .jsonl",
+            fix=f"Write a record a line (`jq -c {query}`), and call it .jsonl",
         )
     if not _is_record(first):
         return "text"
@@ -81,6 +90,20 @@ def _entries(line: bytes) -> list[bytes]:
     except (ValueError, RecursionError):
         return [line[1:].strip().rstrip(b",")]
     return [json.dumps(array[0]).encode()] if array else []
+
+
+def _over_lines(first: bytes, second: bytes, content: io.BufferedReader) -> list[bytes]:
+    """The first object, where it begins on these lines and ends on a later one, and what begins another."""
+    opening = (first + b"\n" + second).removeprefix(b"[").lstrip()
+    if not opening.startswith(b"{") or first.endswith(b"}"):
+        return []
+    begun = (opening + b"\n" + content.read(LONGEST_RECORD)).decode(errors="replace")
+    try:
+        found, end = json.JSONDecoder().raw_decode(begun)
+    except (ValueError, RecursionError):
+        return []
+    more = begun[end:].lstrip(", \t\r\n")[:1]
+    return [json.dumps(found).encode(), *([b"{"] if more == "{" else [])]
 
 
 def _is_record(line: bytes) -> bool:

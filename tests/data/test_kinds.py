@@ -68,6 +68,8 @@ def test_other_json_and_text_stay_one_text(tmp_path: Path, content: bytes) -> No
         (b'[{"text": "a"}, {"text": "b"}]', "is a JSON array of records"),
         (b'[\n{"text": "a"},\n{"text": "b"}\n]\n', "is a JSON array of records"),
         (b'[{"text": "a"},\n{"text": "b"}]\n', "is a JSON array of records"),
+        (json.dumps([{"id": 1, "text": "a"}], indent=2).encode(), "is a JSON array of records"),
+        (b'{\n  "text": "a"\n}\n{\n  "text": "b"\n}\n', "is records of several lines each"),
     ],
 )
 def test_what_could_be_either_is_refused_by_name(tmp_path: Path, content: bytes, said: str) -> None:
