@@ -242,6 +242,22 @@ def find(kind: str, name: str) -> Path:
     return path
 
 
+def cache_dir() -> Path:
+    """mup-tune's folder in the user's caches.
+
+    The XDG base directory specification ignores a relative $XDG_CACHE_HOME.
+
+    Raises:
+        UserError: there is no home folder.
+    """
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "mup-tune"
+    except RuntimeError:
+        problem = "this user has no home folder to keep mup-tune's cache in"
+        raise UserError(problem, field="XDG_CACHE_HOME", fix="Set it to a folder that you can write to") from None
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside and rename, so that a reader or a crash never sees half a file."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")

@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from mup_tune.cli.options import PLANS, JsonOption, ScaleOption, SetOption
 from mup_tune.cli.output import console, print_json, print_rows
+from mup_tune.cli.prices import Prices, advice, as_fields, prices, table
 from mup_tune.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +53,13 @@ def plan(
         Path | None,
         typer.Option(metavar="DIR", help="A run of this proxy and horizon, whose σ_Δ says what the seeds can show."),
     ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Devices: GPUs, or CPU cores without one.")] = 1,
+    speed: Annotated[
+        float | None,
+        typer.Option(min=1, help="Tokens/s of the proxy on one device, all members together; else as calibrated."),
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a device-hour, in any currency.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse what `sweep` would refuse.")] = False,
     json: JsonOption = False,
 ) -> None:
     """What a plan will train, stage by stage, and every number that follows. Nothing is trained or written.
@@ -60,6 +68,9 @@ def plan(
     its losses: grids extended where the optimum is at their edge, finer grids, moves verified again. No trial
     is trained twice, so the ones that two stages share are counted here and cost nothing. Ask what a change
     costs before making it: `mup-tune plan falcon_h1 --set seeds=[0,1,2]`.
+
+    Hours need a speed. Every sweep calibrates, and what it measured stays in the user's cache. `--run` takes
+    that of a run, `--speed` any other. With `--strict` a plan that `sweep` refuses ends with exit code 2.
     """
     if name is None:
         plans = [{"plan": each, "about": about} for each, about in shipped_plans().items()]
@@ -70,17 +81,24 @@ def plan(
     from mup_tune.search.power import power
 
     loaded = load_plan(name, scale, tuple(assign or ()))
-    lines, facts = forecast(loaded), derived(loaded)
-    stages, sums = [asdict(line) for line in lines], total(lines)
+    if strict:
+        _refuse(loaded)
+    lines, facts, cost = forecast(loaded), derived(loaded), prices(loaded, run, speed, gpus)
+    stages = [asdict(line) | as_fields(each, price) for line, each in zip(lines, cost.stages, strict=True)]
+    sums = total(lines) | as_fields(cost.total, price)
     facts["corpora"] = corpora(loaded)
     facts["sigma_delta"] = _measured(run)
     facts["shows"] = [asdict(each) for each in power(loaded)]
     facts["notes"] = _notes(loaded, facts)
     if json:
-        print_json({"plan": loaded.header.name, "scale": scale, "stages": stages, "total": sums, "derived": facts})
+        over = [{"gpus": each.gpus, **as_fields(each, price)} for each in cost.over]
+        known = {"gpus": gpus, "over": over, "speeds_of": cost.devices, "speeds_unknown": cost.unknown}
+        shown = {"plan": loaded.header.name, "scale": scale, "stages": stages, "total": sums}
+        print_json({**shown, **known, "derived": facts})
         return
     title = f"{loaded.header.name}{f' at scale {scale}' if scale else ''}: {loaded.header.about}"
     _print_stages(title, stages, sums)
+    _print_hours(cost, price)
     print_rows([{"derived": label, "value": value} for label, value in _spoken(facts)], "")
     for note in facts["notes"]:
         console.print(f"note: {note}")
@@ -147,6 +165,11 @@ def _notes(plan: Plan, facts: dict[str, Any]) -> list[str]:
             "embedding and lm_head are tuned on other tokens than the target reads. A proxy with the target's "
             "vocabulary avoids it" + (", as at scale full." if "full" in plan.scales else ".")
         )
+    if facts["tokens_per_parameter"] < 1:
+        notes.append(
+            f"{facts['tokens_per_parameter']:.2g} tokens per parameter: what is tuned on so short a run holds for so "
+            "short a run. Take a smaller proxy or a larger total_tokens."
+        )
     for each in facts["corpora"]:
         if not each["prepared"]:
             make = (
@@ -180,6 +203,32 @@ def _print_stages(title: str, stages: Sequence[dict[str, Any]], sums: dict[str, 
         rows.append(row | ({"what": each["title"]} if console.width >= WIDE else {}))
     caption = "≤: with all that the stage may still ask for. tokens and FLOP of training; validation is not counted"
     print_rows(rows, title, caption)
+
+
+def _print_hours(cost: Prices, per_hour: float | None) -> None:
+    if cost.total is None:
+        shapes = ", ".join(cost.unknown)
+        console.print(f"hours: no speed is known of {shapes}. Give --speed, or --run DIR of a run that calibrated it.")
+        return
+    caption = f"at the speed of {', '.join(cost.devices)}; start-up and calibration are not counted"
+    print_rows(table(cost.over, per_hour), "Time", caption)
+    if said := advice(cost):
+        console.print(said)
+
+
+def _refuse(plan: Plan) -> None:
+    """What `sweep` would refuse before it trains.
+
+    Raises:
+        UserError: a corpus is not prepared, or not one for this plan.
+    """
+    from mup_tune.data.mixture import open_mixture
+    from mup_tune.data.stdlib import DEFAULT_CORPUS
+    from mup_tune.search.execute import check_data
+
+    unmade = DEFAULT_CORPUS in (data.corpus for data in plan.header.data) and _prepared(DEFAULT_CORPUS) is None
+    if not unmade:  # `sweep` makes that one, which is no small thing to do here
+        check_data(plan, open_mixture(plan.header.data))
 
 
 def _rounded(value: float, prefix: str) -> float:

@@ -14,6 +14,7 @@ from mup_tune.data.prepare import write_corpus
 from mup_tune.data.sources import Found
 from mup_tune.data.tokenizer import load_tokenizer
 from mup_tune.errors import UserError
+from mup_tune.files import cache_dir
 
 DEFAULT_CORPUS = "python-stdlib"
 EXCLUDED = {"site-packages", "dist-packages", "__pycache__"}
@@ -25,17 +26,17 @@ def open_corpus(name_or_path: str) -> Corpus:
     return default_corpus() if name_or_path == DEFAULT_CORPUS else Corpus.open(name_or_path)
 
 
-def default_corpus(cache_dir: Path | None = None, stdlib: Path | None = None) -> Corpus:
+def default_corpus(cache: Path | None = None, stdlib: Path | None = None) -> Corpus:
     """Python's own standard library on this machine, as bytes; prepared once into the user's cache.
 
     The folder is named by Python version and content, so that a changed library is another corpus. Two
     processes may prepare at once: each writes beside, the first to rename wins.
 
     Args:
-        cache_dir: instead of $XDG_CACHE_HOME/mup-tune or ~/.cache/mup-tune.
+        cache: instead of $XDG_CACHE_HOME/mup-tune or ~/.cache/mup-tune.
         stdlib: instead of this interpreter's library folder.
     """
-    out, paths = default_folder(cache_dir, stdlib)
+    out, paths = default_folder(cache, stdlib)
     if not out.is_dir():
         print(f"preparing the corpus {DEFAULT_CORPUS} ({len(paths)} files) in {out}", file=sys.stderr)
         try:
@@ -46,7 +47,7 @@ def default_corpus(cache_dir: Path | None = None, stdlib: Path | None = None) ->
     return Corpus.open(out)
 
 
-def default_folder(cache_dir: Path | None = None, stdlib: Path | None = None) -> tuple[Path, list[Path]]:
+def default_folder(cache: Path | None = None, stdlib: Path | None = None) -> tuple[Path, list[Path]]:
     """Where the corpus is, or would be prepared, and the files it is made from; prepares nothing."""
     root = stdlib or Path(sysconfig.get_path("stdlib"))
     paths = _sources(root)
@@ -54,8 +55,7 @@ def default_folder(cache_dir: Path | None = None, stdlib: Path | None = None) ->
         raise UserError(
             f"has no Python source to make {DEFAULT_CORPUS!r} from", file=root, fix="Prepare a corpus of your own"
         )
-    cache = cache_dir or _cache_dir()
-    return cache / f"{DEFAULT_CORPUS}-{platform.python_version()}-{_fingerprint(root, paths)}", paths
+    return (cache or cache_dir()) / f"{DEFAULT_CORPUS}-{platform.python_version()}-{_fingerprint(root, paths)}", paths
 
 
 def _sources(root: Path) -> list[Path]:
@@ -76,13 +76,3 @@ def _fingerprint(root: Path, paths: list[Path]) -> str:
         digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode(errors="surrogateescape"))
         digest.update(content)
     return digest.hexdigest()[:12]
-
-
-def _cache_dir() -> Path:
-    """The XDG base directory for caches; its specification ignores a relative $XDG_CACHE_HOME."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "mup-tune"
-    except RuntimeError:
-        problem = f"this user has no home folder to keep the corpus {DEFAULT_CORPUS!r} in"
-        raise UserError(problem, field="XDG_CACHE_HOME", fix="Set it to a folder that you can write to") from None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from mup_tune.engine.calibrations import device_kind, remembered
 from mup_tune.engine.work import Calibrate, Calibration, Outcome, OutOfMemoryError, Progress, Report, Runner, Work
 from mup_tune.errors import UserError
 from mup_tune.train.device import Device, measure_device, out_of_memory
@@ -59,7 +60,8 @@ class _LaneRunner:
         from mup_tune.train.trainer import train_pack
 
         if isinstance(work, Calibrate):
-            return calibrate(work, self.data, self.device, self.steps)
+            kind = device_kind(self.device.name)
+            return remembered(work, kind, lambda: calibrate(work, self.data, self.device, self.steps))
         pack: Pack = work
         try:
             return train_pack(

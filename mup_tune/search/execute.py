@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mup_tune.data.mixture import Mixture, open_mixture
@@ -72,6 +72,9 @@ def execute(
         if not sweep.complete:
             raise KeyboardInterrupt  # the driver was stopped, whatever it made of that
         sweep.journal.set_note("complete", True)
-    finally:
-        write_tables(folder, sweep.journal)
+    except BaseException:
+        with suppress(UserError):  # what went wrong first is what users have to know
+            write_tables(folder, sweep.journal)
+        raise
+    write_tables(folder, sweep.journal)
     return sweep.journal.findings()

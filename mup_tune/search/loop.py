@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mup_tune.engine.calibrations import from_note, note_name, to_note
 from mup_tune.engine.packing import halves, population_size, split
 from mup_tune.engine.work import Calibrate, Calibration, Outcome, OutOfMemoryError, Signal, Work
 from mup_tune.errors import DivergedError, UserError
@@ -81,8 +82,7 @@ class Sweep:
         if _id(work) not in self.outstanding:
             return
         if isinstance(outcome, Calibration):
-            speeds = {str(size): speed for size, speed in outcome.tokens_per_s.items()}
-            self.journal.set_note(_id(work), {"tokens_per_s": speeds, "device": outcome.device})
+            self.journal.set_note(_id(work), to_note(outcome))
         elif isinstance(outcome, PackResult):
             self.journal.commit(outcome)
             self.first_record = self.first_record or outcome.record
@@ -153,7 +153,7 @@ class Sweep:
                 kinds.setdefault(_kind(trial), []).append(trial)
         # Calibrations first, and alone: what they say decides how the rest is packed.
         first = {_speed(trials[0]): trials[0] for trials in kinds.values()}
-        unmeasured = [trial for speed, trial in first.items() if self.journal.get_note(f"calibration {speed}") is None]
+        unmeasured = [trial for speed, trial in first.items() if self.journal.get_note(speed) is None]
         if unmeasured:
             self.queue.clear()
             self.queue.extend(Calibrate(trial, SIZES) for trial in unmeasured)  # later stages may have more trials
@@ -181,8 +181,7 @@ class Sweep:
         return pack
 
     def _calibration(self, trial: Trial) -> Calibration:
-        note = self.journal.get_note(f"calibration {_speed(trial)}")
-        return Calibration({int(size): speed for size, speed in note["tokens_per_s"].items()}, note["device"])
+        return from_note(self.journal.get_note(_speed(trial)))
 
     def _shrink(self, work: Work, error: OutOfMemoryError) -> None:
         if isinstance(work, Calibrate) or len(work.trials) == 1:
@@ -206,7 +205,7 @@ def _refuse_all_diverged(key: str, rows: Sequence[TrialResult]) -> None:
 
 
 def _id(work: Work) -> str:
-    return work.id if isinstance(work, Pack) else f"calibration {_speed(work.trial)}"
+    return work.id if isinstance(work, Pack) else _speed(work.trial)
 
 
 def _kind(trial: Trial) -> str:
@@ -215,9 +214,8 @@ def _kind(trial: Trial) -> str:
 
 
 def _speed(trial: Trial) -> str:
-    """What decides a population's speed and memory; how long it trains is no part of it."""
-    budget = trial.budget.model_dump(mode="json", include={"seq_len", "batch_tokens", "val_lengths", "dtype"})
-    return content_hash([trial.shape.model_dump(mode="json"), budget])
+    """What the calibration of such trials is called in the journal."""
+    return note_name(trial.shape, trial.budget)
 
 
 def _label(work: Work) -> str:

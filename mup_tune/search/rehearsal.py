@@ -7,7 +7,8 @@ is said before anything is spent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log2
 from statistics import fmean
@@ -42,12 +43,19 @@ class StageForecast:
     max_flops: float
 
 
+Wave = Mapping[tuple[Shape, Budget], int]  # trials that one barrier lets go, by what they train
+
+
 @dataclass(frozen=True)
 class Rehearsal:
-    """One stage as played: its forecast, and the Budgets of the trials that it asked for."""
+    """One stage as played: its forecast, and the trials that it asked for between its barriers, in order."""
 
     forecast: StageForecast
-    budgets: tuple[Budget, ...]
+    waves: tuple[Wave, ...]
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        return tuple(dict.fromkeys(budget for wave in self.waves for _, budget in wave))
 
 
 class Rehearsed(Asked):
@@ -57,6 +65,7 @@ class Rehearsed(Asked):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context, {})
+        self.waves: list[Wave] = []
 
     def losses(
         self,
@@ -71,7 +80,10 @@ class Rehearsed(Asked):
         return [dict.fromkeys(losses, 1.0 + cost) for losses, cost in zip(found, costs, strict=True)]
 
     def rows(self, wanted: Sequence[Sequence[Trial]]) -> list[list[TrialResult]]:
-        self.trials.update({trial.hash: trial for trials in wanted for trial in trials})
+        new = {trial.hash: trial for trials in wanted for trial in trials if trial.hash not in self.trials}
+        if new:
+            self.waves.append(Counter((trial.shape, trial.budget) for trial in new.values()))
+        self.trials.update(new)
         return [[_result(trial) for trial in trials] for trials in wanted]
 
 
@@ -92,10 +104,16 @@ def rehearse(keyed: Iterable[tuple[str, Stage]], context: Context, start: State)
             after = stage.walk(asked, state).state
         trials = list(asked.trials.values())
         line = _forecast(key, stage, context, state, trials, longest)
-        yield Rehearsal(line, tuple(dict.fromkeys(trial.budget for trial in trials)))
+        yield Rehearsal(line, (*asked.waves, *_foreseen(line.trials - len(trials), asked.waves)))
         if stage.on_path:
             longest += line.max_flops
         state = _handed_on(stage, context, state, after, line)
+
+
+def _foreseen(more: int, waves: Sequence[Wave]) -> list[Wave]:
+    """What a quiet landscape gives no reason for, and the stage expects: one more wave of what it trained."""
+    shared = sum((Counter(wave) for wave in waves), Counter[tuple[Shape, Budget]]())
+    return [{max(shared, key=lambda each: shared[each]): more}] if more > 0 and shared else []
 
 
 def _check_references(stage: Stage, state: State) -> None:

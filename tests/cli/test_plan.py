@@ -35,15 +35,19 @@ def file(tmp_path: Path) -> Path:
 
 def test_json_says_what_a_plan_takes_and_what_follows_from_it(file: Path) -> None:
     data = json.loads(mup_tune("plan", file, "--json").stdout)
-    assert set(data) == {"plan", "scale", "stages", "total", "derived"}
+    priced = {"gpus", "over", "speeds_of", "speeds_unknown"}
+    assert set(data) == {"plan", "scale", "stages", "total", "derived", *priced}
     assert (data["plan"], data["scale"]) == ("two", None)
     elr, claim = data["stages"]
     counted = {"trials", "tokens", "flops", "max_trials", "max_tokens", "max_flops"}
-    assert set(elr) == {"stage", "kind", "title", *counted}
+    timed = {"packs", "hours", "gpu_hours", "utilisation"}
+    assert set(elr) == {"stage", "kind", "title", *counted, *timed}
+    assert data["speeds_unknown"] == ["cpu-32"]
+    assert {data["total"][key] for key in timed} == {elr[key] for key in timed} == {None}
     assert [each["stage"] for each in data["stages"]] == ["01-elr", "02-claim"]
     assert (elr["trials"], elr["tokens"]) == (5 * 2, 10 * 5120)
     assert (claim["trials"], claim["max_trials"]) == (2 * 2, 2 * 2)
-    assert data["total"] == {key: elr[key] + claim[key] for key in counted}
+    assert {key: data["total"][key] for key in counted} == {key: elr[key] + claim[key] for key in counted}
     derived = data["derived"]
     assert (derived["steps"], derived["rows"], derived["warmup_steps"], derived["warmup_share"]) == (40, 4, 4, 0.1)
     assert derived["eta_lambda_T"] == pytest.approx(1.28e-3 * 0.1 * 40)
@@ -90,6 +94,38 @@ def test_bad_input_exits_2(file: Path, arguments: list[str], message: str) -> No
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_stated_speed_prices_it_on_any_number_of_devices(file: Path) -> None:
+    arguments = ("plan", file, "--speed", 1000, "--gpus", 4, "--price", 2)
+    data = json.loads(mup_tune(*arguments, "--json").stdout)
+    elr, claim = data["stages"]
+    tokens = 5120 + 640 / 3  # of a trial, a third of a token's cost for what only validates
+    assert elr["hours"] == pytest.approx(3 * tokens / 1000 / 3600)  # ten trials on four devices
+    assert claim["hours"] == pytest.approx(tokens / 1000 / 3600)
+    assert data["total"]["hours"] == pytest.approx(elr["hours"] + claim["hours"])
+    assert data["total"]["gpu_hours"] == pytest.approx(4 * data["total"]["hours"])
+    assert data["total"]["utilisation"] == pytest.approx(14 / 16)
+    assert data["total"]["price"] == pytest.approx(2 * data["total"]["gpu_hours"])
+    assert [each["gpus"] for each in data["over"]] == [1, 4, 8, 64, 512]
+    said = " ".join(mup_tune(*arguments).stdout.split())
+    assert "Beyond 8 of them more devices would mostly wait: 2 waves" in said
+    assert "no speed is known of cpu-32" in " ".join(mup_tune("plan", file).stdout.split())
+
+
+def test_strict_refuses_what_a_sweep_would(file: Path, tmp_path: Path) -> None:
+    unprepared = mup_tune("plan", file, "--strict")
+    assert unprepared.returncode == 2
+    assert "no such corpus" in unprepared.stderr
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for index in range(20):
+        (texts / f"{index}.txt").write_text(f"{index} " * 400)
+    prepare([texts], tmp_path / "corpus", tokenizer="bytes", val_fraction=0.2)
+    assert mup_tune("plan", file, "--strict").returncode == 0
+    long = mup_tune("plan", file, "--strict", "--scale", "long")
+    assert long.returncode == 2
+    assert "epochs" in long.stderr
 
 
 def test_without_a_name_and_in_its_help_the_shipped_plans_are_listed() -> None:

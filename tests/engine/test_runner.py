@@ -28,6 +28,11 @@ BUDGET = Budget(
 TRIALS = tuple(Trial(shape=SHAPE, budget=BUDGET, settings=untuned(SHAPE), seed=seed) for seed in (0, 1))
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def corpus(folder: Path, name: str, word: str) -> Path:
     source = folder / f"source-{name}"
     source.mkdir()
