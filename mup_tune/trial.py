@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from mup_tune.schedule import Schedule
 from mup_tune.settings import Settings
 from mup_tune.shape import NonNegative, Positive, Shape
 
+SHARE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
 IGNORED_TARGET = -100  # among the ids that a batch asks for: not predicted
 
 
@@ -70,6 +72,24 @@ class Budget(Schedule, _RowLength):
     def rows(self) -> int:
         """Sequences in a batch."""
         return self.batch_tokens // self.seq_len
+
+
+def in_tokens(budget: Any) -> Any:
+    """A Budget's data with warmup and decay in tokens where they are shares of all tokens, such as ``10%``.
+
+    A share is rounded to whole batches. What is no such text stays as it is, to be checked as any other.
+    """
+    if not isinstance(budget, dict):
+        return budget
+    total, batch = budget.get("total_tokens"), budget.get("batch_tokens")
+    if not all(isinstance(each, int) and each > 0 for each in (total, batch)):
+        return budget
+    found = dict(budget)
+    for name in ("warmup_tokens", "decay_tokens"):
+        share = SHARE.fullmatch(value) if isinstance(value := budget.get(name), str) else None
+        if share:
+            found[name] = round(float(share[1]) / 100 * (total // batch)) * batch
+    return found
 
 
 class Trial(FrozenModel):

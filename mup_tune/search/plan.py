@@ -21,7 +21,7 @@ from mup_tune.search.rehearsal import Rehearsal, rehearse
 from mup_tune.search.stage import Context, Stage, each_once
 from mup_tune.settings import Settings, load_settings
 from mup_tune.shape import NonNegative, Shape, load_shape
-from mup_tune.trial import Budget
+from mup_tune.trial import Budget, in_tokens
 
 
 def _listed(data: Any) -> Any:
@@ -158,7 +158,7 @@ def _checked(data: dict[str, Any], source: str | Path, scales: tuple[str, ...] =
     """The plan, its fields checked and its names resolved, before its rehearsal."""
     if "data" in data:
         data = {**data, "data": _sources(data["data"], source)}
-    header = validated(Header, data, source)
+    header = validated(Header, {**data, "budget": in_tokens(data["budget"])} if "budget" in data else data, source)
     stages = tuple(_stage(entry, index, source) for index, entry in enumerate(header.stages))
     with located(file=source, field="proxy"):
         shape = load_shape(header.proxy)

@@ -303,3 +303,24 @@ def test_settings_that_a_stage_names_are_read_once(tmp_path: Path) -> None:
     assert [trial.settings.elr for trial in plan.stages[0].propose(plan.context, plan.state, {})] == asked
     with pytest.raises(UserError, match=r"mine\.yaml: no such file"):
         load_plan(str(tmp_path / "plan.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [("10%", 1280), ("12.5 %", 1536), ("0%", 0), ("1%", 128), ("0.4%", 0), ("100%", 12800)]
+)
+def test_warmup_and_decay_may_be_shares_in_whole_batches(tmp_path: Path, share: str, expected: int) -> None:
+    budget = plan(tmp_path, PLAN.replace("decay_tokens: 1280", f"decay_tokens: {share}")).header.budget
+    assert budget.decay_tokens == expected
+
+
+def test_a_share_follows_the_total_and_is_the_same_plan_as_its_tokens(tmp_path: Path) -> None:
+    shared = PLAN.replace("decay_tokens: 1280", "decay_tokens: 10%")
+    assert plan(tmp_path, shared).hash == plan(tmp_path, PLAN).hash
+    doubled = shared.replace("total_tokens: 12800", "total_tokens: 25600")
+    assert plan(tmp_path, doubled).header.budget.decay_tokens == 2560
+
+
+@pytest.mark.parametrize("share", ["ten%", "-1%", "%", "1e2%"])
+def test_what_is_no_share_is_refused(tmp_path: Path, share: str) -> None:
+    with pytest.raises(UserError, match=r"budget\.decay_tokens: '.*%' is not allowed"):
+        plan(tmp_path, PLAN.replace("decay_tokens: 1280", f"decay_tokens: '{share}'"))
