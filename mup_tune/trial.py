@@ -82,7 +82,7 @@ def in_tokens(budget: Any) -> Any:
     if not isinstance(budget, dict):
         return budget
     total, batch = budget.get("total_tokens"), budget.get("batch_tokens")
-    if not all(isinstance(each, int) and each > 0 for each in (total, batch)):
+    if not (isinstance(total, int) and isinstance(batch, int) and batch > 0):
         return budget
     found = dict(budget)
     for name in ("warmup_tokens", "decay_tokens"):

@@ -10,7 +10,21 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from mup_tune.cli import basin, check, data, doctor, plan, proxy, report, roles, sweep, transfer, validate, verify
+from mup_tune.cli import (
+    basin,
+    check,
+    data,
+    doctor,
+    plan,
+    proxy,
+    report,
+    roles,
+    status,
+    sweep,
+    transfer,
+    validate,
+    verify,
+)
 from mup_tune.cli.output import err_console, led, replace_unencodable, say
 from mup_tune.cores import usable_cores
 from mup_tune.errors import InterruptedRunError, UserError, refused
@@ -38,9 +52,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="µP hyperparameter tuning and scaling of Falcon-H1 models: sweep a small proxy, transfer to full size.",
     epilog="Start with `mup-tune sweep quickstart --run runs/first`. Exit codes: 0 done, 1 failed, 2 wrong input, "
-    "3 inconclusive, 130 interrupted (128 + the signal: 143 by SLURM's SIGTERM).",
+    "3 inconclusive or all diverged, 130 interrupted (128 + the signal: 143 by SLURM's SIGTERM).",
 )
-for command in (data, proxy, roles, plan, sweep, validate, transfer, verify, report, check, doctor):
+for command in (data, proxy, roles, plan, sweep, status, validate, transfer, verify, report, check, doctor):
     command.register(app)
 basin.register(check.check)
 

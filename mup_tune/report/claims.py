@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,6 @@ from mup_tune.findings.confirmation import Confirmation, TokenGain
 from mup_tune.report import formats, words
 from mup_tune.report.parts import confirmation as said
 from mup_tune.run.verdict import OUTCOMES, last_confirmation
-from mup_tune.run.view import RunView
 from mup_tune.stats.tokens import TokensSaved
 
 MEASURES = "This run measures; it claims no gain, which takes a confirmation on fresh seeds."
@@ -51,23 +51,29 @@ def _claim(comparison: Comparison, verdict: str, saved: TokensSaved | None) -> C
     return Claim(comparison, verdict, means[0], means[1], len(both), saved)
 
 
-def headline(run: RunView, claims: list[Claim]) -> words.Headline:
-    """The gain named is the one over the hardest reference."""
+def headline(findings: Sequence[Finding], claims: list[Claim], wanted: int, live: bool) -> words.Headline:
+    """The gain named is the one over the hardest reference.
+
+    Args:
+        findings: of the stages that have concluded, of ``wanted`` in the plan.
+        claims: those of the last confirmation among them.
+        live: whether a driver is at work.
+    """
     if claims:
-        return _claimed(claims, _tokens(last_confirmation(run.findings)))
-    concluded, wanted = len(run.findings), len(run.plan.stages)
-    if not concluded and run.live:
+        return _claimed(claims, _tokens(last_confirmation(findings)))
+    concluded = len(findings)
+    if not concluded and live:
         return words.Headline("Still in progress: no stage has concluded yet", "This page shows what was run so far.")
     if not concluded:
         return words.Headline("No findings: no stage of this run has concluded", "There is nothing to claim from it.")
-    told = [found for each in run.findings if (found := words.headline(each))]
+    told = [found for each in findings if (found := words.headline(each))]
     if told and concluded == wanted:
         first, *others = told
         rest = [*(f"{each.title}." for each in others), *([] if first.below else [MEASURES])]
         return words.Headline(first.title, " ".join([first.below, *rest]).strip())
     done = "Tuned, not confirmed" if concluded == wanted else f"Interrupted after {concluded} of {wanted} stages"
     return words.Headline(
-        f"{'Still in progress' if run.live else done}: no gain is claimed",
+        f"{'Still in progress' if live else done}: no gain is claimed",
         "No confirmation stage on fresh seeds has concluded; what the stages below found is not yet a result.",
     )
 

@@ -83,7 +83,7 @@ def render(run: RunView) -> str:
     """The page as HTML text."""
     confirmation = last_confirmation(run.findings)
     claims = claimed.claims_of(confirmation) if confirmation else []
-    title, subtitle = claimed.headline(run, claims)
+    title, subtitle = claimed.headline(run.findings, claims, len(run.plan.stages), run.live)
     losses, gaps, curve_seeds = facts.curves(run)
     path = [finding for finding in run.findings if finding.on_path]
     return rendered(

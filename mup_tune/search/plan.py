@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,10 +13,12 @@ from pydantic import BeforeValidator, Field, field_validator
 
 import mup_tune.search.stages  # noqa: F401  the kinds register themselves
 from mup_tune.data.mixture import Data, check_weights
+from mup_tune.data.stdlib import DEFAULT_CORPUS
 from mup_tune.errors import UserError, located, unknown
 from mup_tune.files import FrozenModel, Line, content_hash, find, parse_yaml, read_yaml, validated
 from mup_tune.findings import State
 from mup_tune.roles import role_table
+from mup_tune.run.description import PlanRecord
 from mup_tune.search.rehearsal import Rehearsal, rehearse
 from mup_tune.search.stage import Context, Stage, each_once
 from mup_tune.settings import Settings, load_settings
@@ -152,6 +154,24 @@ def plan_from(data: dict[str, Any], source: str | Path, scales: tuple[str, ...] 
     with located(file=source):
         plan.rehearsal  # noqa: B018  a stage may refuse what it is given
     return plan
+
+
+def plan_of(record: PlanRecord, corpora: Sequence[str], source: str | Path) -> Plan:
+    """The plan that a run was created with, from the run alone: no file that it named is read again.
+
+    Args:
+        corpora: where the run found its data, in the plan's order.
+        source: stands where a plan's file stands in messages.
+    """
+    labels = {"proxy": record.proxy.name, "start": record.start.name, "target": record.target and record.target.name}
+    plain = record.model_dump(mode="json", include={"name", "about", "seeds", "budget", "stages"})
+    data = [
+        each if each.get("corpus") == DEFAULT_CORPUS else {**each, "corpus": corpus}
+        for each, corpus in zip(record.data, corpora, strict=True)
+    ]
+    header = validated(Header, {**plain, **labels, "data": _sources(data, source)}, source)
+    stages = tuple(_stage(entry, index, source) for index, entry in enumerate(header.stages))
+    return Plan(header, record.proxy, record.start, stages, record.target, references=record.references)
 
 
 def _checked(data: dict[str, Any], source: str | Path, scales: tuple[str, ...] = ()) -> Plan:

@@ -83,7 +83,13 @@ def test_a_sweep_ends_with_settings_tables_and_status(finished: Path) -> None:
     assert status["trials"] == len(losses(finished)) >= 30
     assert (finished / "settings" / "incumbent.yaml").is_file()
     assert mup_tune("report", finished).returncode == 0
-    assert "<svg" in (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text()
+    assert "<svg" in page
+    assert (status["state"], status["stages_planned"]) == ("complete", 3)
+    assert status["verdict"] in html.unescape(page)
+    watched = mup_tune("status", finished, "--watch", "1")  # ends at once: nobody is at work
+    assert watched.stdout == mup_tune("status", finished).stdout
+    assert "to come" not in watched.stdout
 
 
 def test_a_name_stands_everywhere_as_it_is(finished: Path, plan: Path, tmp_path: Path) -> None:
@@ -155,8 +161,11 @@ def test_kill_9_leaves_a_run_that_resumes_to_the_same_losses(finished: Path, pla
     process.wait()
     before = json.loads(mup_tune("status", run, "--json").stdout)
     assert 0 < before["trials"] < len(losses(finished))
+    assert (before["state"], before["stages"][-1]["state"]) == ("stopped", "interrupted")
+    assert before["verdict"].startswith("No findings") or "Interrupted after" in before["verdict"]
     committed = {path.name: path.stat().st_mtime_ns for path in run.glob("curves/*.parquet")}
-    resumed = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", PROGRAM, "resume", str(run), "--executor", "inline"]  # without its plan
+    resumed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     after = {path.name: path.stat().st_mtime_ns for path in run.glob("curves/*.parquet")}
     # The last curve file may stand there without its pack's commit; every other pack must not be trained

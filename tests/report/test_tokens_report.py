@@ -38,7 +38,7 @@ def run_with(folder: Path, tokens: TokenGain, comparisons=COMPARISONS) -> RunVie
 
 def titled(run: RunView) -> tuple[str, str]:
     found = last_confirmation(run.findings)
-    return headline(run, claims_of(found))
+    return headline(run.findings, claims_of(found), len(run.plan.stages), run.live)
 
 
 def test_the_page_shows_the_factor_with_its_curve(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 
 from mup_tune.errors import UserError
 from mup_tune.files import read_yaml, shipped
+from mup_tune.run.description import PlanRecord
 from mup_tune.search.forecast import forecast, total
-from mup_tune.search.plan import Plan, load_plan
+from mup_tune.search.plan import Plan, load_plan, plan_of
 from mup_tune.search.stages.channels import Channels
 from mup_tune.search.stages.confirm import Confirm
 from mup_tune.search.stages.elr_ewd import ElrEwd
@@ -324,3 +326,12 @@ def test_a_share_follows_the_total_and_is_the_same_plan_as_its_tokens(tmp_path: 
 def test_what_is_no_share_is_refused(tmp_path: Path, share: str) -> None:
     with pytest.raises(UserError, match=r"budget\.decay_tokens: '.*%' is not allowed"):
         plan(tmp_path, PLAN.replace("decay_tokens: 1280", f"decay_tokens: '{share}'"))
+
+
+@pytest.mark.parametrize(("name", "scale"), SHIPPED)
+def test_a_run_alone_holds_its_whole_plan(name: str, scale: str | None) -> None:
+    given = load_plan(name, scale)
+    record = PlanRecord.model_validate(json.loads(json.dumps(given.resolved())))
+    found = plan_of(record, ["/moved/corpus"] * len(given.header.data), "run")
+    assert found.hash == given.hash
+    assert found.resolved()["stages"] == given.resolved()["stages"]
