@@ -210,7 +210,7 @@ def _print_hours(cost: Prices, per_hour: float | None) -> None:
         shapes = ", ".join(cost.unknown)
         console.print(f"hours: no speed is known of {shapes}. Give --speed, or --run DIR of a run that calibrated it.")
         return
-    caption = f"at the speed of {', '.join(cost.devices)}; start-up and calibration are not counted"
+    caption = f"speed: {', '.join(cost.devices)}; start-up and calibration are not counted"
     print_rows(table(cost.over, per_hour), "Time", caption)
     if said := advice(cost):
         console.print(said)

@@ -44,11 +44,14 @@ class Price:
 
 
 def flat(tokens_per_s: float, shape: Shape, seq_len: int) -> Speeds:
-    """A stated speed of ``shape`` as that of every population; other Shapes by their FLOPs per token."""
+    """A stated speed of ``shape`` as that of every population; other Shapes by their FLOPs per token.
+
+    A pack then is one trial, since none is slower alone.
+    """
     rate = tokens_per_s * shape.flops_per_token(seq_len)
 
     def speeds(other: Shape, budget: Budget) -> Calibration:
-        return Calibration({1: rate / other.flops_per_token(budget.seq_len)}, "a device of the stated speed")
+        return Calibration({1: rate / other.flops_per_token(budget.seq_len)}, "as stated")
 
     return speeds
 
