@@ -16,6 +16,7 @@ from mup_tune.cli import (
     dashboard,
     data,
     doctor,
+    launch,
     plan,
     proxy,
     report,
@@ -55,7 +56,22 @@ app = typer.Typer(
     epilog="Start with `mup-tune sweep quickstart --run runs/first`. Exit codes: 0 done, 1 failed, 2 wrong input, "
     "3 inconclusive or all diverged, 130 interrupted (128 + the signal: 143 by SLURM's SIGTERM).",
 )
-for command in (data, proxy, roles, plan, sweep, status, validate, transfer, verify, report, dashboard, check, doctor):
+for command in (
+    data,
+    proxy,
+    roles,
+    plan,
+    sweep,
+    status,
+    validate,
+    transfer,
+    verify,
+    report,
+    dashboard,
+    launch,
+    check,
+    doctor,
+):
     command.register(app)
 basin.register(check.check)
 
