@@ -28,7 +28,6 @@ data: {corpus: CORPUS}
 budget: {seq_len: 32, batch_tokens: 128, total_tokens: 6400, warmup_tokens: 0, decay_tokens: 1280, val_tokens: 640}
 stages:
   - {kind: elr_ewd, elr_offsets: [-2, -1, 0, 1], ewd_offsets: [], extend: 0}
-  - {kind: micro, group: [lm_head], offsets: [-1, 0, 1]}
 """
 
 
