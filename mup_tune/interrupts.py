@@ -46,12 +46,14 @@ def _none_lost() -> Iterator[None]:
     """Inside, an interrupt that strikes where Python can only print it is not printed, and comes again."""
     before, main = sys.unraisablehook, threading.main_thread().ident
     assert main is not None
+    timers: list[threading.Timer] = []
 
     def repeat(what: sys.UnraisableHookArgs) -> None:
         if _received and isinstance(what.exc_value, KeyboardInterrupt):
             again = threading.Timer(AGAIN_S, signal.pthread_kill, (main, _received[0]))  # also wakes a wait
             again.daemon = True
             again.start()
+            timers.append(again)
         else:
             before(what)
 
@@ -60,6 +62,8 @@ def _none_lost() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+        for timer in timers:
+            timer.cancel()
 
 
 def check_stopped() -> None:
