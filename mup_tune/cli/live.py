@@ -97,7 +97,7 @@ class Display:
         if now - self.said < LINE_EVERY_S and not finished:
             return
         at = self.sweep.position()
-        if now - self.said < LINE_EVERY_S and at.done < at.wanted:
+        if not at.wanted or (now - self.said < LINE_EVERY_S and at.done < at.wanted):
             return
         self.said = now
         line = f"  stage {at.stage + 1}/{at.stages}, {_trials(at)}, {self._doing()}, {self._times(at)}"

@@ -106,6 +106,14 @@ def test_a_calibration_says_what_it_measures_and_how_far_it_is(clock: Clock) -> 
     assert bench.display.flops == bench.display.seconds == 0.0  # of training alone
 
 
+def test_a_log_says_nothing_before_there_is_a_stage(clock: Clock) -> None:
+    bench = Bench()
+    bench.at = Position(0, 2, "ELR and EWD", 0, 0, 0.0, None)
+    clock.now += 90  # Ray started
+    bench.tell(Lanes(1))
+    assert bench.said() == []
+
+
 def test_a_lost_lane_trains_nothing(clock: Clock) -> None:
     bench = Bench()
     one, two = packs(2)
