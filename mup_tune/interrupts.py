@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
 # Ctrl-C; SLURM's preemption, time limit and Kubernetes; a closed terminal; `sbatch --signal=USR1@60`.
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+AGAIN_S = 0.05  # after which an interrupt that was lost comes again
 
 _received: list[signal.Signals] = []  # libraries raise a KeyboardInterrupt of their own in place of ours
 _set_handler = signal.signal  # the real one, also while `handlers_kept` holds others back
@@ -32,14 +35,39 @@ def stop_signals() -> Iterator[None]:
         raise KeyboardInterrupt
 
     try:
-        with _handled_by(stop):
+        with _handled_by(stop), _none_lost():
             yield
     finally:
         _received.clear()
 
 
+@contextlib.contextmanager
+def _none_lost() -> Iterator[None]:
+    """Inside, an interrupt that strikes where Python can only print it is not printed, and comes again."""
+    before, main = sys.unraisablehook, threading.main_thread().ident
+    assert main is not None
+    timers: list[threading.Timer] = []
+
+    def repeat(what: sys.UnraisableHookArgs) -> None:
+        if _received and isinstance(what.exc_value, KeyboardInterrupt):
+            again = threading.Timer(AGAIN_S, signal.pthread_kill, (main, _received[0]))  # also wakes a wait
+            again.daemon = True
+            again.start()
+            timers.append(again)
+        else:
+            before(what)
+
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.cancel()
+
+
 def check_stopped() -> None:
-    """Raise again what was received: an interrupt that strikes in a destructor is printed and forgotten."""
+    """Raise again what was received: a library may have caught it."""
     if _received:
         raise KeyboardInterrupt
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +29,37 @@ def test_every_stop_signal_is_an_interrupt_whose_exit_code_tells_it(number: sign
     assert error.exit_code == 128 + number
     assert str(error) == ("Interrupted" if number == signal.SIGINT else f"Interrupted by {number.name}") + ". Go on."
     check_stopped()  # forgotten with the command
+
+
+def test_an_interrupt_in_a_destructor_comes_again_and_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def die_and_wait() -> None:
+        Dying()
+        time.sleep(60)
+
+    started = time.monotonic()
+    with stop_signals():
+        with pytest.raises(KeyboardInterrupt):
+            die_and_wait()
+        assert time.monotonic() - started < 30
+        assert cause() == signal.SIGTERM
+    assert capsys.readouterr().err == ""
+
+
+def test_other_errors_in_a_destructor_are_printed_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = []
+    monkeypatch.setattr("sys.unraisablehook", lambda what: printed.append(what.exc_type))
+
+    class Dying:
+        def __del__(self) -> None:
+            raise ZeroDivisionError
+
+    with stop_signals():
+        Dying()
+    assert printed == [ZeroDivisionError]
 
 
 def test_what_nohup_ignores_stays_ignored() -> None:

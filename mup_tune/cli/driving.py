@@ -34,6 +34,10 @@ def driven(
     from mup_tune.search.execute import execute, open_sweep
 
     try:
+        if address:
+            from mup_tune.engine.ray import check_reachable
+
+            check_reachable(address)
         with (
             open_sweep(plan, run) as (folder, walk),
             Display(walk, err_console if quiet else console) as on_event,

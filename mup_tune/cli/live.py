@@ -14,22 +14,26 @@ from rich.text import Text
 
 from mup_tune.cli.output import led
 from mup_tune.engine.events import Event, Finished, Lanes, Lost, Started
-from mup_tune.engine.work import Progress
+from mup_tune.engine.work import Calibrate, Progress, Work
 from mup_tune.search.loop import Position, Sweep
 from mup_tune.trial import Pack
 
+LINE_EVERY_S = 60.0  # in a log
+LONGEST_S = 1000 * 24 * 3600  # what is said of longer times, after a first step that was slow
+BESIDE = 6  # lines of a terminal that lanes leave free
+
 
 class Display:
-    """Follows a driver's events. On a terminal it redraws in place, elsewhere it prints a line a pack."""
+    """Follows a driver's events. On a terminal it redraws in place, elsewhere it prints a line a minute."""
 
     def __init__(self, sweep: Sweep, console: Console) -> None:
         self.sweep, self.console = sweep, console
-        self.started = time.monotonic()
+        self.started = self.said = time.monotonic()
         self.lanes = 0
         self.progress: dict[str, Progress] = {}
-        self.packs: dict[str, Pack] = {}
-        self.trained_s: list[float] = []  # lane seconds a trial, of finished packs
-        self.pack_started: dict[str, float] = {}
+        self.at_work: dict[str, tuple[Work, float]] = {}  # since when
+        self.speeds: dict[str, float] = {}  # tokens/s of each lane, as last heard
+        self.flops, self.seconds = 0.0, 0.0  # of lanes, in finished packs
         self.stage, self.changed = "", ""
         self.live = Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
 
@@ -48,27 +52,36 @@ class Display:
             self.lanes = event.n
         elif isinstance(event, Progress):
             self.progress[event.lane] = event
+            if event.tokens_per_s:
+                self.speeds[event.lane] = event.tokens_per_s
         elif isinstance(event, Started):
-            self.pack_started[event.lane] = now
-            if isinstance(event.work, Pack):
-                self.packs[event.lane] = event.work
+            self.at_work[event.lane] = event.work, now
             self._say_stage()
+            if isinstance(event.work, Calibrate):
+                self._say_calibration(event.work)
         elif isinstance(event, Finished | Lost):
-            pack = self.packs.pop(event.lane, None)
+            work, since = self.at_work.pop(event.lane, (event.work, now))
             self.progress.pop(event.lane, None)
-            if isinstance(event, Finished) and pack:
-                self.trained_s.append((now - self.pack_started[event.lane]) / len(pack.trials))
-            if isinstance(event, Lost):
+            if isinstance(event, Finished):
+                self.flops += _flops(work)
+                self.seconds += now - since if isinstance(work, Pack) else 0.0
+            else:
+                self.speeds.pop(event.lane, None)
                 self.console.print(led("lost", f" on {event.lane}: {event.why}; handed out again", "yellow"))
             self._say_changed()
-            if not self.console.is_terminal:
-                self._say_line()
+        if not self.console.is_terminal:
+            self._say_line(now, isinstance(event, Finished))
 
     def _say_stage(self) -> None:
         at = self.sweep.position()
         if at.title != self.stage:
             self.stage = at.title
             self.console.print(led(f"stage {at.stage + 1}/{at.stages}", f" {at.title}"))
+
+    def _say_calibration(self, work: Calibrate) -> None:
+        if not self.console.is_terminal:
+            line = f"  measuring how fast populations of {work.trial.shape.name} train, up to {work.sizes[-1]} members"
+            self.console.print(line, soft_wrap=True)
 
     def _say_changed(self) -> None:
         """Once a change: losses of other code or other arithmetic are not those that the run began with."""
@@ -79,43 +92,84 @@ class Display:
                 "compare."
             )
 
-    def _say_line(self) -> None:
+    def _say_line(self, now: float, finished: bool) -> None:
+        """Once a minute, and at a stage's end."""
+        if now - self.said < LINE_EVERY_S and not finished:
+            return
         at = self.sweep.position()
-        self.console.print(f"  {at.done}/{at.wanted} trials{_best(at)}, {self._elapsed()}")
+        if not at.wanted or (now - self.said < LINE_EVERY_S and at.done < at.wanted):
+            return
+        self.said = now
+        line = f"  stage {at.stage + 1}/{at.stages}, {_trials(at)}, {self._doing()}, {self._times(at)}"
+        self.console.print(line, soft_wrap=True)
 
-    def _elapsed(self) -> str:
-        return str(timedelta(seconds=round(time.monotonic() - self.started)))
+    def _doing(self) -> str:
+        """Tokens/s over all lanes, or why there are none."""
+        at_work = list(self.at_work.items())  # the display's thread reads while the driver's writes
+        for lane, (work, _) in at_work:
+            if isinstance(work, Calibrate):
+                return f"measuring {self._measured(lane, work)}"
+        busy = {lane for lane, _ in at_work}
+        speed = sum(speed for lane, speed in list(self.speeds.items()) if lane in busy or not busy)
+        return f"{speed:,.0f} tokens/s" if speed else "first steps" if busy else "starting lanes"
+
+    def _measured(self, lane: str, work: Calibrate) -> str:
+        progress = self.progress.get(lane)
+        size = progress.size if progress else work.sizes[0]
+        return f"{work.trial.shape.name} × {size}, {work.sizes.index(size) + 1} of {len(work.sizes)} sizes"
+
+    def _times(self, at: Position) -> str:
+        return f"{_clock(time.monotonic() - self.started)}, stage ends in {self._left(at)}"
 
     def _left(self, at: Position) -> str:
         """Time left in this stage's known trials; a stage may ask for more once it has seen these."""
-        if not self.trained_s:
+        now, flops, seconds = time.monotonic(), 0.0, 0.0
+        for lane, (work, since) in list(self.at_work.items()):
+            progress = self.progress.get(lane)
+            if progress and isinstance(work, Pack):
+                flops += progress.fraction * _flops(work)
+                seconds += now - since
+        if not self.flops + flops:
             return "–"
-        under_way = sum(
-            self.progress[lane].fraction * len(pack.trials)
-            for lane, pack in self.packs.items()
-            if lane in self.progress
-        )
-        mean = sum(self.trained_s) / len(self.trained_s)
-        return str(timedelta(seconds=round(max(0.0, at.wanted - at.done - under_way) * mean / max(1, self.lanes))))
+        a_flop = (self.seconds + seconds) / (self.flops + flops)
+        return _clock(max(0.0, at.flops_left - flops) * a_flop / max(1, self.lanes))
 
     def render(self) -> RenderableType:
+        """At most as wide and as high as the terminal."""
         at = self.sweep.position()
-        speed = sum(progress.tokens_per_s for progress in self.progress.values())
-        head = Table.grid(padding=(0, 2))
-        head.add_row(
-            Text(f"stage {at.stage + 1}/{at.stages}", style="bold"),
-            ProgressBar(total=max(1, at.wanted), completed=at.done, width=24),
-            f"{at.done}/{at.wanted} trials{_best(at)}",
-            f"{speed:,.0f} tokens/s" if speed else "starting lanes" if not self.packs else "",
-            f"{self._elapsed()}, stage ends in {self._left(at)}",
-        )
-        lanes = Table.grid(padding=(0, 2))
-        for lane, pack in sorted(self.packs.items()):
+        head = _grid()
+        head.add_row(ProgressBar(total=max(1, at.wanted), completed=at.done, width=24), _trials(at))
+        lanes, room = _grid(), max(1, self.console.size.height - BESIDE)
+        shown = sorted(self.at_work.items())
+        for lane, (work, _) in shown[:room]:
             progress = self.progress.get(lane)
-            done = progress.fraction if progress else 0.0
-            lanes.add_row(f"  {lane}", ProgressBar(total=1.0, completed=done, width=24), f"{len(pack.trials)} members")
-        return Group(head, lanes)
+            bar = ProgressBar(total=1.0, completed=progress.fraction if progress else 0.0, width=16)
+            what = f"{len(work.trials)} members" if isinstance(work, Pack) else f"measures {self._measured(lane, work)}"
+            lanes.add_row(f"  {lane}", bar, what)
+        more = [_line(f"  and {len(shown) - room} more lanes")] if len(shown) > room else []
+        title = Text.assemble((f"stage {at.stage + 1}/{at.stages}", "bold"), f" {at.title}")
+        title.no_wrap, title.overflow = True, "ellipsis"
+        return Group(title, head, _line(f"{self._doing()}, {self._times(at)}"), lanes, *more)
 
 
-def _best(at: Position) -> str:
-    return f", best {at.best_loss:.4f}" if at.best_loss is not None else ""
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for _ in range(3):
+        grid.add_column(no_wrap=True, overflow="ellipsis")
+    return grid
+
+
+def _line(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+def _trials(at: Position) -> str:
+    return f"{at.done}/{at.wanted} trials" + (f", best {at.best_loss:.4f}" if at.best_loss is not None else "")
+
+
+def _flops(work: Work) -> float:
+    return sum(trial.flops for trial in work.trials) if isinstance(work, Pack) else 0.0
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=min(round(seconds), LONGEST_S)))

@@ -15,12 +15,12 @@ from math import exp, log
 from pathlib import Path
 from typing import Any
 
+from mup_tune.engine.code import code
 from mup_tune.engine.work import Calibrate, Calibration
 from mup_tune.errors import UserError
 from mup_tune.files import cache_dir, content_hash, write_atomic
 from mup_tune.shape import Shape
 from mup_tune.trial import Budget
-from mup_tune.version import trained_by
 
 KEPT_S = 30 * 24 * 3600.0  # drivers and clocks change unseen
 FOLDER = "calibrations"
@@ -47,7 +47,7 @@ def remembered(work: Calibrate, device: str, measure: Callable[[], Calibration])
     made = Calibration(measure().tokens_per_s, device)
     if path:
         shape = {"name": work.trial.shape.name, "d_model": work.trial.shape.d_model}
-        kept = {**to_note(made), "made_by": _made_by(), "shape": shape}
+        kept = {**to_note(made), "made_by": code(), "shape": shape}
         with contextlib.suppress(OSError):  # a cache that cannot be written is none
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(kept, indent=1) + "\n")
@@ -111,15 +111,9 @@ def to_note(calibration: Calibration) -> dict[str, Any]:
     return {"tokens_per_s": speeds, "device": calibration.device}
 
 
-def _made_by() -> dict[str, str]:
-    import torch
-
-    return {"mup_tune": trained_by(), "torch": str(torch.__version__)}
-
-
 def _path(work: Calibrate, device: str) -> Path | None:
     """None without a cache."""
-    told = content_hash([device, _made_by(), list(work.sizes)])
+    told = content_hash([device, code(), list(work.sizes)])
     with contextlib.suppress(UserError):
         return cache_dir() / FOLDER / f"{speed_key(work.trial.shape, work.trial.budget)}-{told}.json"
     return None

@@ -18,6 +18,7 @@ import ray
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
+from mup_tune.engine.code import code, refuse_other
 from mup_tune.engine.dispatch import Dispatcher, LaneLostError
 from mup_tune.engine.events import PROGRESS_EVERY_S, OnEvent, throttled
 from mup_tune.engine.mailbox import Parcel
@@ -33,6 +34,7 @@ class Lane(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self.lane: str = config["lane"]
+        self.code: dict[str, str] = config["code"]
         self.mailbox = ray.get_actor(config["mailbox"])
         self.report = throttled(lambda progress: self.mailbox.post.remote(progress))
         self.runner: Runner | None = None
@@ -48,6 +50,7 @@ class Lane(tune.Trainable):
 
     def _build(self) -> Runner:
         if self.runner is None:
+            refuse_other(self.code)  # first: what other code has pickled may not even load
             make_runner: RunnerFactory = cloudpickle.loads(cast("bytes", ray.get(self.mailbox.factory.remote())))
             self.runner = make_runner(self.lane)
         return self.runner
@@ -158,13 +161,13 @@ class LaneSearcher(Searcher):
 
     def __init__(self, capacity: Callable[[], int], mailbox: str) -> None:
         super().__init__()
-        self._capacity, self._mailbox, self._lanes = capacity, mailbox, 0
+        self._capacity, self._mailbox, self._lanes, self._code = capacity, mailbox, 0, code()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         if self._lanes >= self._capacity():
             return None
         self._lanes += 1
-        return {"lane": f"lane-{self._lanes - 1}", "mailbox": self._mailbox}
+        return {"lane": f"lane-{self._lanes - 1}", "mailbox": self._mailbox, "code": self._code}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         pass

@@ -14,6 +14,8 @@ import logging
 import os
 import secrets
 import socket
+import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -58,6 +60,8 @@ HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000, "heal
 OBJECT_STORE_BYTES = 512 * 2**20  # outcomes are a few MB; the default of 30 % of the memory belongs to the models
 CAPACITY_EVERY_S = 1.0
 CONNECT_TIMEOUT_S = 5.0
+REFUSED = "InvalidAuthToken"  # in what Ray's C++ part prints
+CONNECT_TRIES = 5  # of one second each, where something listens; Ray's default is 20
 COMMON: dict[str, Any] = {
     "log_to_driver": False,
     "logging_level": logging.ERROR,
@@ -99,6 +103,12 @@ def drive(
                 fix="Look at `ray status`" if address else "Is a GPU or CPU visible to this process?",
             )
         _host(ray, source, make_runner, on_event, capacity, run_dir, gpus)
+
+
+def check_reachable(address: str) -> None:
+    """Refuse a cluster that cannot be joined, before a run's folder is made for it."""
+    with handlers_kept(), _cluster(address, None):
+        pass
 
 
 def _host(
@@ -167,6 +177,8 @@ def _cluster(address: str | None, num_cpus: int | None) -> Iterator[Any]:
     os.environ.update(DRIVER_ENV)
     if address is None:
         _give_token()
+    else:
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", str(CONNECT_TRIES))
     import ray
 
     for noisy in ("ray.tune", "ray.air"):
@@ -220,17 +232,82 @@ def _join(ray: Any, address: str) -> None:
             field="--address",
             fix="Give HOST:PORT as `ray start --head` prints it, or `auto` on a node of the cluster",
         )
+    said: list[str] = []
     try:
         if host:  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
-        ray.init(address=address, **COMMON)
+            _agree_on_token(address)
+        with _stderr_into(said):
+            ray.init(address=address, **COMMON)
     except (OSError, OverflowError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        if isinstance(error, ray.exceptions.AuthenticationError) or REFUSED in "".join(said):
+            raise _unauthenticated(address) from None
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UserError(
             f"no Ray cluster answers at {address!r} ({reason})",
             field="--address",
             fix="Compare with `ray status`; all nodes need the same ~/.ray/auth_token",
         ) from None
+
+
+def _agree_on_token(address: str) -> None:
+    """Let Ray send our token to a cluster that asks for one: by itself it does so for ``auto`` alone.
+
+    Where the cluster asks for none, a driver with a token would turn the cluster's workers away.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode is not None and not _token_place():
+        return  # ray.init finds what is wrong
+    refused = _refused(address)
+    if refused and mode is None and _token_place():
+        os.environ["RAY_AUTH_MODE"] = "token"
+        importlib.import_module("ray._raylet").Config.initialize("")  # read again, as ray.init("auto") does
+        refused = _refused(address)
+    if refused:
+        raise _unauthenticated(address)
+
+
+def _refused(address: str) -> bool:
+    """Whether the cluster refuses our token, or that we send none. Not by ``ray.init``: it tries for long."""
+    said: list[str] = []
+    with contextlib.suppress(Exception), _stderr_into(said):
+        importlib.import_module("ray._raylet").GcsClient(address=address)
+    return REFUSED in "".join(said)
+
+
+def _unauthenticated(address: str) -> UserError:
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        problem, fix = f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']} gives it none", "Unset RAY_AUTH_MODE"
+    elif place := _token_place():
+        problem, fix = f"refuses that of {place}", "Put the head's token there"
+    else:
+        problem, fix = "there is none here", "Copy the head's ~/.ray/auth_token, or set RAY_AUTH_TOKEN"
+    return UserError(f"the Ray cluster at {address!r} asks for a token and {problem}", field="--address", fix=fix)
+
+
+def _token_place() -> str | None:
+    """Where Ray finds a token, in its order."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    file = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
+    return file if os.path.isfile(file) else None
+
+
+@contextlib.contextmanager
+def _stderr_into(said: list[str]) -> Iterator[None]:
+    """What Ray's C++ part prints goes to ``said``: it names a refused token, and Ray's exception does not."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile("w+", errors="replace") as file:
+        stderr = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            said.append(file.read())
 
 
 def _processes(temp_dir: str) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -60,8 +61,17 @@ class _LaneRunner:
         from mup_tune.train.trainer import train_pack
 
         if isinstance(work, Calibrate):
-            kind = device_kind(self.device.name)
-            return remembered(work, kind, lambda: calibrate(work, self.data, self.device, self.steps))
+            return remembered(
+                work,
+                device_kind(self.device.name),
+                lambda: calibrate(
+                    work,
+                    self.data,
+                    self.device,
+                    self.steps,
+                    lambda size, done: report(Progress(self.lane, "", done, 0.0, size)),
+                ),
+            )
         pack: Pack = work
         try:
             return train_pack(
@@ -88,12 +98,19 @@ def _check(data: Mixture, expected: str) -> None:
         )
 
 
-def calibrate(work: Calibrate, data: Mixture, device: Device, steps: Steps | None = None) -> Calibration:
+def calibrate(
+    work: Calibrate,
+    data: Mixture,
+    device: Device,
+    steps: Steps | None = None,
+    on_size: Callable[[int, float], None] = lambda size, done: None,
+) -> Calibration:
     """Tokens/s by population size, median of a few steps each; stops where larger clearly stops paying."""
     budget = work.trial.budget
     batch = data.batches("train", budget.seq_len, budget.rows, budget.data_seed).batch(0)
     speeds: dict[int, float] = {}
-    for size in work.sizes:
+    for place, size in enumerate(work.sizes):
+        on_size(size, place / len(work.sizes))
         try:
             seconds = _seconds_a_step((work.trial,) * size, batch, data, device, steps)
         except Exception as error:

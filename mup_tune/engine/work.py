@@ -42,12 +42,13 @@ Outcome = Calibration | PackResult
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a lane is in a pack."""
+    """How far a lane is in a pack, or in a calibration (no ``pack_id``) that measures ``size`` members."""
 
     lane: str
     pack_id: str
     fraction: float
     tokens_per_s: float
+    size: int = 0
 
 
 Report = Callable[[Progress], None]

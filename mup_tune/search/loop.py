@@ -37,6 +37,7 @@ class Position:
     title: str
     done: int
     wanted: int
+    flops_left: float
     best_loss: float | None
 
 
@@ -111,7 +112,8 @@ class Sweep:
         index = min(self.index, len(self.plan.stages) - 1)
         best = min(losses) if losses else None
         title = self.plan.stages[index].title
-        return Position(index, len(self.plan.stages), title, len(rows), len(self.wanted), best)
+        left = sum(trial.flops for trial in self.wanted if trial.hash not in known)
+        return Position(index, len(self.plan.stages), title, len(rows), len(self.wanted), left, best)
 
     def _advance(self) -> None:
         """Conclude stages until one wants training, and queue its packs."""

@@ -238,6 +238,7 @@ def test_a_driver_that_ends_before_the_plan_does_is_an_interrupt(
         (["--scale", "cpu"], "no scales"),
         (["--executor", "rya"], "did you mean 'ray'"),
         (["--executor", "inline", "--lanes", "2"], "--lanes"),
+        (["--address", "127.0.0.1:9"], "no Ray cluster answers at '127.0.0.1:9'"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_written(

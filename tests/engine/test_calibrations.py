@@ -52,7 +52,7 @@ def test_another_device_code_or_list_of_sizes_is_measured_anew(monkeypatch: pyte
     remembered(WORK, "a card", measure)
     remembered(WORK, "another card", measure)
     remembered(Calibrate(WORK.trial, (1, 2)), "a card", measure)
-    monkeypatch.setattr(calibrations, "trained_by", lambda: "0.0.0 [changed]")
+    monkeypatch.setattr(calibrations, "code", lambda: {"mup_tune": "0.0.0 [changed]"})
     remembered(WORK, "a card", measure)
     assert measure.times == 4
 

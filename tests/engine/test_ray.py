@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from contract import DriverContract
 from engine_fakes import Staged, Watch, factory, packs
 
 from mup_tune.engine import ray as driver
+from mup_tune.engine.code import code
 from mup_tune.engine.dispatch import LaneLostError
 from mup_tune.engine.events import Event, Finished, Lost, Started
 from mup_tune.engine.work import RunnerFactory
@@ -92,6 +95,17 @@ class TestRay(DriverContract):
         lost = next(place for place, event in enumerate(watch.events) if isinstance(event, Lost))
         taken = next(event for event in watch.events[lost:] if isinstance(event, Started))
         assert taken == Started("lane-1" if watch.events[lost].lane == "lane-0" else "lane-0", once)
+
+    def test_a_lane_of_other_code_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Before its runner is made: what other code has pickled may not even load."""
+        monkeypatch.setattr("mup_tune.engine.lanes.code", lambda: {**code(), "torch": "1.0"})
+
+        def unreadable(lane: str) -> None:
+            raise AssertionError("loaded")
+
+        here = re.escape(f"torch: {platform.node()} has {code()['torch']}, the driver 1.0: ")
+        with pytest.raises(UserError, match=f"^{here}.*Install the same torch on every node$"):
+            self.drive(Staged([[*packs("ok", 2)]]), unreadable, Watch())  # type: ignore[arg-type]
 
     @pytest.mark.slow
     def test_lanes_that_never_come_up_end_the_run(self) -> None:

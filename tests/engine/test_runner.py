@@ -13,7 +13,7 @@ import pytest
 from mup_tune.data.mixture import Data, open_mixture
 from mup_tune.data.prepare import prepare
 from mup_tune.engine.runner import TrainingRunner
-from mup_tune.engine.work import Calibrate, Calibration, OutOfMemoryError
+from mup_tune.engine.work import Calibrate, Calibration, OutOfMemoryError, Progress
 from mup_tune.errors import UserError
 from mup_tune.settings import untuned
 from mup_tune.shape import Shape, load_shape
@@ -58,8 +58,10 @@ def test_packs_of_a_mixture_repeat_bitwise_in_every_lane(tmp_path: Path) -> None
     assert [row.loss for row in first.rows] == [row.loss for row in second.rows]
     assert first.curves == second.curves
     assert {"loss.prose", "loss.code"} <= first.rows[0].metrics.keys()
-    measured = make_runner("lane-1")(Calibrate(TRIALS[0], (1, 2)), lambda _: None)
+    heard: list[Progress] = []
+    measured = make_runner("lane-1")(Calibrate(TRIALS[0], (1, 2)), heard.append)
     assert isinstance(measured, Calibration)
+    assert heard == [Progress("lane-1", "", 0.0, 0.0, 1), Progress("lane-1", "", 0.5, 0.0, 2)]
 
 
 def test_a_lane_refuses_data_that_is_not_the_runs(tmp_path: Path) -> None:
