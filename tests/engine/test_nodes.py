@@ -92,7 +92,7 @@ def kill_a_lane() -> None:
     ("kills", "seeds"),
     [
         pytest.param(["node"], [0, 1], id="node"),
-        pytest.param(["lane", "node"], [0, 1, 2, 3, 4, 5], id="lane-and-node", marks=pytest.mark.slow),
+        pytest.param(["lane", "node"], list(range(20)), id="lane-and-node", marks=pytest.mark.slow),
     ],
 )
 def test_what_was_lost_runs_once_more_and_alone(kills: list[str], seeds: list[int], plan: Path, tmp_path: Path) -> None:
