@@ -66,6 +66,7 @@ def slurm(
         "time": _word(time, "--time"),
         "partition": _word(partition, "--partition"),
         "folder": _quotable(Path.cwd()),
+        "run": str(run.absolute()),
         "log": f"{beside}.slurm-%j.log",
         "ray_log": f"{beside}.ray-%j.log",
         "bin": str(Path(sys.executable).parent),

@@ -21,6 +21,8 @@ stages: [{kind: elr_ewd}]
 SWEEP = """#!/usr/bin/env bash
 echo "$@" > sweep.args
 trap 'echo stopped >> sweep.args; exit 143' TERM
+mkdir -p "runs here/curves"
+[ -e idle ] || touch "runs here/curves/pack.parquet"
 touch sweeping
 while [ ! -e finish ]; do sleep 0.05; done
 exit 3
@@ -123,10 +125,15 @@ def test_nodes_wait_for_the_head_and_the_token_is_on_no_command_line(place: Path
     assert not Path(f"/tmp/ray-{os.getpid()}").exists()
 
 
-@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
-def test_signals_reach_the_sweep_and_only_a_time_limit_requeues(
-    place: Path, number: signal.Signals, requeued: bool
+@pytest.mark.parametrize(
+    ("number", "idle", "requeued"),
+    [(signal.SIGTERM, False, False), (signal.SIGUSR1, False, True), (signal.SIGUSR1, True, False)],
+)
+def test_signals_reach_the_sweep_and_only_a_time_limit_after_some_work_requeues(
+    place: Path, number: signal.Signals, idle: bool, requeued: bool
 ) -> None:
+    if idle:
+        (place / "idle").touch()
     process = started(place)
     process.send_signal(number)
     assert process.wait(60) == 143

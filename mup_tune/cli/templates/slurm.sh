@@ -46,6 +46,8 @@ until ray health-check --address "$ADDRESS" 2>/dev/null; do
 done
 {% endif %}
 
+packs() { find {{ run | quote }}/curves -name '*.parquet' 2>/dev/null | wc -l; }
+BEFORE=$(packs)
 LIMIT=no SWEEP=
 trap 'kill -TERM "$SWEEP" 2>/dev/null' TERM             # cancelled or preempted: SLURM requeues what it preempts
 trap 'LIMIT=yes; kill -TERM "$SWEEP" 2>/dev/null' USR1  # the time limit is near
@@ -57,6 +59,10 @@ while true; do
   kill -0 "$SWEEP" 2>/dev/null || break # else a signal ended the waiting, and not the sweep
 done
 if [ "$LIMIT" = yes ] && [ "$CODE" = 143 ]; then
-  scontrol requeue "$SLURM_JOB_ID" # the same job resumes the run
+  if [ "$(packs)" -gt "$BEFORE" ]; then
+    scontrol requeue "$SLURM_JOB_ID" # the same job resumes the run
+  else
+    echo "not requeued: no pack ended within the time limit, so take a longer one" >&2
+  fi
 fi
 exit "$CODE"
