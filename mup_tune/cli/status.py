@@ -69,6 +69,7 @@ def _facts(run: Any) -> dict[str, Any]:
                 "stage": stage,
                 "state": "concluded" if stage in findings else "running" if live else "interrupted",
                 "trials": journal.trial_count(stage),
+                "title": findings[stage].title if stage in findings else "",
                 "summary": " ".join(summary(findings[stage])) if stage in findings else "",
             }
             for stage in begun
@@ -78,8 +79,9 @@ def _facts(run: Any) -> dict[str, Any]:
 
 def _print(data: dict[str, Any]) -> None:
     console.print(led(data["verdict"], f". {data['below']}" if data["below"] else ""))
-    if data["stages"]:
-        print_rows(data["stages"], data["run"])
+    rows = [{key: each[key] for key in ("stage", "state", "trials", "title")} for each in data["stages"]]
+    if rows:
+        print_rows(rows, data["run"], "What each stage found is in `mup-tune report`, and in --json")
     to_come = data["stages_planned"] - len(data["stages"])
     stages = f", {to_come} of {data['stages_planned']} stages to come" if to_come else ""
     state = STATES[data["state"]].format(run=data["run"])
