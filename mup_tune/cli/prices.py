@@ -48,10 +48,10 @@ def prices(plan: Plan, run: Path | None, tokens_per_s: float | None, gpus: int) 
         names = tuple(shape.name for shape in unknown)
         return Prices((None,) * len(plan.rehearsal), None, (), (), names, widest, len(waves))
     stages = tuple(price(each.waves, speeds, gpus) for each in plan.rehearsal)
-    over = tuple(price(waves, speeds, count) for count in sorted({*GPUS, gpus}))
+    over = {count: price(waves, speeds, count) for count in sorted({*GPUS, gpus})}
     known = (speeds(*each) for wave in waves for each in wave)
     devices = tuple(dict.fromkeys(each.device for each in known if each))
-    return Prices(stages, price(waves, speeds, gpus), over, devices, (), widest, len(waves))
+    return Prices(stages, over[gpus], tuple(over.values()), devices, (), widest, len(waves))
 
 
 def _stated(plan: Plan, tokens_per_s: float) -> Speeds:

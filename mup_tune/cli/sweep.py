@@ -40,9 +40,8 @@ def sweep(
     """Run a plan: train populations of proxies stage by stage and keep the best settings.
 
     `mup-tune plan PLAN` says beforehand what it will cost. The same command resumes a run that was stopped by
-    Ctrl-C, `kill -9` or a crash, and so does `mup-tune resume DIR`; packs that were committed are not trained
-    again. Reports come from `mup-tune
-    report DIR`, full-size configs from `mup-tune transfer DIR`.
+    Ctrl-C, `kill -9` or a crash, and so does `mup-tune resume DIR`. Packs that were committed are not trained
+    again. Reports come from `mup-tune report DIR`, full-size configs from `mup-tune transfer DIR`.
     """
     from mup_tune.search.plan import load_plan
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import ceil
 
 from mup_tune.engine.work import Calibration
@@ -34,14 +34,16 @@ def population_size(calibration: Calibration, n_trials: int, lanes: int) -> int:
     return max(1, min(best, ceil(n_trials / lanes)))
 
 
+def pack_sizes(n_trials: int, most: int) -> list[int]:
+    """Members of as few packs of at most ``most`` as can be; they differ by at most 1, larger ones first."""
+    groups = ceil(n_trials / most)
+    return [(n_trials - index + groups - 1) // groups for index in range(groups)]
+
+
 def split(trials: tuple[Trial, ...], size: int) -> list[tuple[Trial, ...]]:
-    """Cut ``trials`` in order into as few groups of at most ``size`` as can be; sizes differ by at most 1."""
-    if not trials:
-        return []
-    groups = ceil(len(trials) / size)
-    small, larger = divmod(len(trials), groups)
-    starts = [index * small + min(index, larger) for index in range(groups + 1)]
-    return [trials[start:end] for start, end in pairwise(starts)]
+    """Cut ``trials`` in order into groups of :func:`pack_sizes`."""
+    ends = list(accumulate(pack_sizes(len(trials), size), initial=0))
+    return [trials[start:end] for start, end in pairwise(ends)]
 
 
 def halves(pack: Pack) -> tuple[Pack, Pack]:

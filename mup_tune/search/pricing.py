@@ -2,7 +2,7 @@
 
 A wave is what a stage lets go between two barriers. Its trials become packs as the sweep would cut them, and
 the dearest pack goes first to the device that is free first. The next wave begins when the last pack ends.
-Start-up, calibration and commits are not counted.
+Start-up, calibration and commits are not counted, nor that stages which compare Shapes cut all packs alike.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 
 from mup_tune.engine.calibrations import speed_at
-from mup_tune.engine.packing import population_size
+from mup_tune.engine.packing import pack_sizes, population_size
 from mup_tune.engine.work import Calibration
 from mup_tune.search.rehearsal import Rehearsal, Wave
 from mup_tune.shape import Shape
@@ -82,11 +81,9 @@ def _packs(wave: Mapping[tuple[Shape, Budget], int], speeds: Speeds, gpus: int) 
         calibration = speeds(shape, budget)
         if calibration is None:
             raise ValueError(f"the speed of {shape.name} is not known")
-        groups = ceil(trials / population_size(calibration, trials, gpus))
-        small, larger = divmod(trials, groups)
         tokens = budget.steps * budget.batch_tokens + VALIDATION * budget.val_tokens * (1 + len(budget.val_lengths))
-        for members, count in ((small, groups - larger), (small + 1, larger)):
-            found += [members * tokens / speed_at(calibration, members)] * count
+        sizes = pack_sizes(trials, population_size(calibration, trials, gpus))
+        found += [members * tokens / speed_at(calibration, members) for members in sizes]
     return found
 
 

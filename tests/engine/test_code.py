@@ -14,6 +14,7 @@ def test_the_same_code_is_taken_whatever_torch_was_built_for(monkeypatch: pytest
     driver = code()
     monkeypatch.setattr(module, "version", lambda name: "2.9.1+cu128")
     refuse_other(driver)
+    assert code() == driver
 
 
 @pytest.mark.parametrize(("field", "name"), [("mup_tune", "mup-tune"), ("torch", "torch")])
