@@ -37,6 +37,33 @@ def draw_(tensor: Tensor, slices: Sequence[Role], *, seed: int, parameter: str) 
     Raises:
         UserError: a tensor on the meta device, or one whose shape is not that of the slices.
     """
+    draw_each_([tensor], [slices], seed=seed, parameter=parameter)
+
+
+@torch.no_grad()
+def draw_each_(tensors: Sequence[Tensor], slices: Sequence[Sequence[Role]], *, seed: int, parameter: str) -> None:
+    """:func:`draw_` of one parameter of several models on one device, whose Settings alone may differ.
+
+    They share one draw, and every model's own std scales it.
+    """
+    for tensor, own in zip(tensors, slices, strict=True):
+        _check(tensor, own, parameter)
+    generator = torch.Generator(device=tensors[0].device).manual_seed(_seed_of(seed, parameter))
+    start = 0
+    for roles in zip(*slices, strict=True):
+        rows, drawn = roles[0].shape[0], _drawn(roles[0], generator)
+        for tensor, role in zip(tensors, roles, strict=True):
+            target, std = tensor.narrow(0, start, rows), _scale(role)
+            if std is None:
+                target.copy_(drawn)
+            elif target.dtype == drawn.dtype:
+                torch.mul(drawn, std, out=target)
+            else:
+                target.copy_(drawn * std)
+        start += rows
+
+
+def _check(tensor: Tensor, slices: Sequence[Role], parameter: str) -> None:
     if tensor.is_meta:
         raise UserError(
             f"the parameter {parameter!r} is on the meta device and holds no numbers",
@@ -45,12 +72,6 @@ def draw_(tensor: Tensor, slices: Sequence[Role], *, seed: int, parameter: str) 
     expected = (sum(role.shape[0] for role in slices), *slices[0].shape[1:])
     if tuple(tensor.shape) != expected:
         raise UserError(f"the parameter {parameter!r} has the shape {tuple(tensor.shape)}, its role says {expected}")
-    generator = torch.Generator(device=tensor.device).manual_seed(_seed_of(seed, parameter))
-    start = 0
-    for role in slices:
-        rows = role.shape[0]
-        tensor.narrow(0, start, rows).copy_(_drawn(role, generator))
-        start += rows
 
 
 def _seed_of(seed: int, parameter: str) -> int:
@@ -60,14 +81,13 @@ def _seed_of(seed: int, parameter: str) -> int:
 
 
 def _drawn(role: Role, generator: torch.Generator) -> Tensor:
-    """One slice's draw, float32 on the generator's device."""
+    """One slice's draw before :func:`_scale`, float32 on the generator's device."""
     draw = torch.empty(role.shape, dtype=torch.float32, device=generator.device)
     match role.init:
         case "normal":
-            return draw.normal_(generator=generator).mul_(_std(role))
+            return draw.normal_(generator=generator)
         case "conv_uniform":
-            # The bound is kernel^-½, PyTorch's for a depthwise convolution; the std of U(±b) is b/√3.
-            return draw.uniform_(-1, 1, generator=generator).mul_(_std(role) * sqrt(3))
+            return draw.uniform_(-1, 1, generator=generator)
         case "log_uniform_A":
             return (A_LOW + (A_HIGH - A_LOW) * _spread(draw, generator)).log_()
         case "softplus_inverse_dt":
@@ -78,6 +98,18 @@ def _drawn(role: Role, generator: torch.Generator) -> Tensor:
             return draw.zero_()
         case "ones":
             return draw.fill_(1.0)
+
+
+def _scale(role: Role) -> float | None:
+    """What a slice's draw is multiplied by; None where the draw is the init itself."""
+    match role.init:
+        case "normal":
+            return _std(role)
+        case "conv_uniform":
+            # The bound is kernel^-½, PyTorch's for a depthwise convolution; the std of U(±b) is b/√3.
+            return _std(role) * sqrt(3)
+        case _:
+            return None
 
 
 def _spread(draw: Tensor, generator: torch.Generator) -> Tensor:

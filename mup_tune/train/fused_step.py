@@ -18,6 +18,7 @@ from torch import Tensor
 from mup_tune.model import hf
 from mup_tune.model.falcon_h1 import Population
 from mup_tune.model.fused import BACKEND, FusedPopulation
+from mup_tune.model.kernels.ahead import compile_ahead
 from mup_tune.roles import RoleTable
 from mup_tune.shape import Shape
 from mup_tune.train.flat_adamw import FlatAdamW
@@ -126,6 +127,7 @@ def _recorded(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
     side = _side_stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
+        compile_ahead(run)
         for _ in range(WARM_UP):
             run()
     torch.cuda.current_stream().wait_stream(side)
