@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import signal
@@ -34,9 +35,9 @@ def compile_ahead(launches: Callable[[], object]) -> None:
     forks, launch = Forks(), JITFunction.run
 
     class Mode(asynchronous):  # type: ignore[misc]
-        def submit(self, key: str, *rest: Any) -> Any:
+        def submit(self, key: str, compile_one: Callable[[], Any], finish: Callable[[Any], None]) -> Any:
             forks.worth = not _kept(key)
-            return super().submit(key, *rest)
+            return super().submit(key, lambda: _with_launcher(compile_one()), finish)
 
     def compile_only(kernel: Any, *args: Any, **kwargs: Any) -> Any:
         return launch(kernel, *args, **{**kwargs, "warmup": True})
@@ -50,6 +51,13 @@ def compile_ahead(launches: Callable[[], object]) -> None:
         finally:
             JITFunction.run = launch
             forks.join()
+
+
+def _with_launcher(kernel: Any) -> Any:
+    """The kernel, with the C stub that launches it built too: gcc takes as long as the compiler."""
+    with contextlib.suppress(Exception):  # made again at the launch, where an error would matter
+        triton.runtime.driver.active.launcher_cls(kernel.src, kernel.metadata)
+    return kernel
 
 
 def _kept(key: str) -> bool:
