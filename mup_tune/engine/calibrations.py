@@ -1,4 +1,4 @@
-"""How fast populations train: measured once per device kind, versions, Shape and Budget, and kept.
+"""How fast populations train, and in how much memory: measured once per device kind, versions, Shape and Budget.
 
 The files lie in the user's cache, one a measurement. Deleting them measures anew.
 """
@@ -10,6 +10,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from math import exp, log
 from pathlib import Path
@@ -44,8 +45,8 @@ def remembered(work: Calibrate, device: str, measure: Callable[[], Calibration])
     found = _read(path) if path else None
     if found is not None:
         return found
-    made = Calibration(measure().tokens_per_s, device)
-    if path:
+    made = replace(measure(), device=device)
+    if path and not made.full:  # what fits depends on who else is on the device
         shape = {"name": work.trial.shape.name, "d_model": work.trial.shape.d_model}
         kept = {**to_note(made), "made_by": code(), "shape": shape}
         with contextlib.suppress(OSError):  # a cache that cannot be written is none
@@ -97,18 +98,19 @@ def from_note(note: Any) -> Calibration:
     """
     try:
         speeds = {int(size): float(speed) for size, speed in note["tokens_per_s"].items()}
-        device = str(note["device"])
+        device, full = str(note["device"]), bool(note.get("full", False))
+        gib = {int(size): float(peak) for size, peak in note.get("gib", {}).items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no calibration: {error}") from None
     if not all(size > 0 and 0 < speed < float("inf") for size, speed in speeds.items()):
         raise ValueError("no calibration: sizes and speeds are above 0")
-    return Calibration(speeds, device)
+    return Calibration(speeds, device, gib, full)
 
 
 def to_note(calibration: Calibration) -> dict[str, Any]:
     """As plain data."""
-    speeds = {str(size): speed for size, speed in calibration.tokens_per_s.items()}
-    return {"tokens_per_s": speeds, "device": calibration.device}
+    speeds, gib = ({str(size): each for size, each in by.items()} for by in (calibration.tokens_per_s, calibration.gib))
+    return {"tokens_per_s": speeds, "gib": gib, "full": calibration.full, "device": calibration.device}
 
 
 def _path(work: Calibrate, device: str) -> Path | None:

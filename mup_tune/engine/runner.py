@@ -105,10 +105,16 @@ def calibrate(
     steps: Steps | None = None,
     on_size: Callable[[int, float], None] = lambda size, done: None,
 ) -> Calibration:
-    """Tokens/s by population size, median of a few steps each; stops where larger clearly stops paying."""
+    """Tokens/s by population size, median of a few steps each; stops where larger clearly stops paying.
+
+    Raises:
+        OutOfMemoryError: not even one member fits, in the device's words.
+    """
     budget = work.trial.budget
     batch = data.batches("train", budget.seq_len, budget.rows, budget.data_seed).batch(0)
     speeds: dict[int, float] = {}
+    gib: dict[int, float] = {}
+    full = ""
     for place, size in enumerate(work.sizes):
         on_size(size, place / len(work.sizes))
         try:
@@ -116,14 +122,26 @@ def calibrate(
         except Exception as error:
             if not out_of_memory(error):
                 raise
+            full = str(error).splitlines()[0]
             break
         speeds[size] = size * budget.batch_tokens / seconds
+        if device.name != "cpu":
+            gib[size] = _peak_gib()
         smaller = list(speeds.values())[:-2]
         if smaller and max(list(speeds.values())[-2:]) < (1 + WORTH) * max(smaller):
             break  # two doublings in a row brought nothing
     if not speeds:
-        raise OutOfMemoryError("one member does not fit on the device")
-    return Calibration(speeds, device.name)
+        raise OutOfMemoryError(full)
+    return Calibration(speeds, device.name, gib, bool(full))
+
+
+def _peak_gib() -> float:
+    """Of the GPU's memory that tensors took since the last call."""
+    import torch
+
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return round(peak, 3)
 
 
 def _seconds_a_step(

@@ -8,7 +8,7 @@ that compiled steps and contexts stay warm from pack to pack.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
@@ -25,10 +25,16 @@ class Calibrate:
 
 @dataclass(frozen=True)
 class Calibration:
-    """``tokens_per_s`` over all members, by population size; sizes that ran out of memory are left out."""
+    """``tokens_per_s`` over all members, by population size; sizes that ran out of memory are left out.
+
+    ``gib``: the peak of a GPU's memory that each size took, in GiB, nothing on a CPU. ``full``: whether a
+    size ran out of memory.
+    """
 
     tokens_per_s: dict[int, float]
     device: str
+    gib: dict[int, float] = field(default_factory=dict)
+    full: bool = False
 
 
 class Signal(Enum):

@@ -57,6 +57,21 @@ def test_another_device_code_or_list_of_sizes_is_measured_anew(monkeypatch: pyte
     assert measure.times == 4
 
 
+def test_what_ran_out_of_memory_is_not_kept() -> None:
+    """Another program may have held the device's memory, and is gone the next time."""
+    made = [Calibration({1: 100.0}, "cuda", {1: 2.5}, full=True), Calibration({1: 100.0, 4: 300.0}, "cuda", {4: 9.0})]
+    measure = iter(made).__next__
+    assert remembered(WORK, "a card", measure).full
+    assert newest(SHAPE, BUDGET) is None
+    kept = remembered(WORK, "a card", measure)
+    assert kept == newest(SHAPE, BUDGET) == Calibration({1: 100.0, 4: 300.0}, "a card", {4: 9.0})
+
+
+@pytest.mark.parametrize("made", [Calibration({1: 9.0}, "x", {1: 0.5}, True), Calibration({1: 9.0, 8: 20.0}, "cpu")])
+def test_a_note_holds_all_of_it(made: Calibration) -> None:
+    assert from_note(json.loads(json.dumps(to_note(made)))) == made
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"tokens_per_s": {"1": -1}, "device": "x"}', '{"tokens_per_s": {"a": 1}}', "\0"]
 )

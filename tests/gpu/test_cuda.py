@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ pytest.importorskip("triton")
 from mup_tune.data.corpus import Corpus
 from mup_tune.data.mixture import Mixture
 from mup_tune.data.prepare import prepare
+from mup_tune.engine.runner import calibrate
+from mup_tune.engine.work import Calibrate
 from mup_tune.model import backends, hf
 from mup_tune.model.falcon_h1 import Population
 from mup_tune.roles import role_table
@@ -119,3 +124,52 @@ def test_other_values_compile_and_record_nothing(data: Mixture, monkeypatch: pyt
     assert len(recordings) == 2
     for row, expected in zip(again.rows, fresh.rows, strict=True):
         assert row.loss == pytest.approx(expected.loss, rel=2e-3)
+
+
+def test_a_calibration_tells_the_memory_of_each_size(data: Mixture) -> None:
+    trial = pack([untuned(SHAPE)], "bfloat16").trials[0]
+    found = calibrate(Calibrate(trial, (1, 8, 64)), data, DEVICE)
+    assert found.gib.keys() == found.tokens_per_s.keys() >= {1, 8}
+    assert found.gib[8] > found.gib[1] > 0
+    assert not found.full
+
+
+def test_a_calibration_ends_where_memory_does(data: Mixture) -> None:
+    large = load_shape("gpu-256")
+    trial = pack([untuned(SHAPE)], "bfloat16").trials[0].model_copy(update={"shape": large, "settings": untuned(large)})
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (total - free) / total + 4 * 2**30 / total))
+    try:
+        found = calibrate(Calibrate(trial, (1, 2, 512)), data, DEVICE)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert found.full
+    assert found.tokens_per_s.keys() == {1, 2}
+
+
+COLD = """
+import sys, torch
+from mup_tune.roles import role_table
+from mup_tune.settings import untuned
+from mup_tune.shape import load_shape
+from mup_tune.train.fused_step import FusedStep
+shape = load_shape("cpu-32")
+step = FusedStep(shape, 2, 2, 64, dtype=torch.float32)
+step.load([role_table(shape, untuned(shape))] * 2, [0, 1])
+tokens = torch.randint(0, shape.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
+step.step(tokens, tokens, None, 1.0, 1.0)
+print(*step.loss_P.tolist())
+"""
+
+
+def test_kernels_that_were_compiled_ahead_compute_the_same_and_stay_in_the_cache(tmp_path: Path) -> None:
+    environ = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    said, kept = [], []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", COLD], env=environ, capture_output=True, text=True, check=True)
+        said.append([float(each) for each in done.stdout.split()])
+        kept.append({file for file in tmp_path.rglob("*.cubin")})
+        assert "cuBLAS" not in done.stderr
+    assert said[0] == pytest.approx(said[1], rel=1e-6)
+    assert kept[0] == kept[1] != set()
