@@ -169,7 +169,7 @@ def test_kernels_that_were_compiled_ahead_compute_the_same_and_stay_in_the_cache
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", COLD], env=environ, capture_output=True, text=True, check=True)
         said.append([float(each) for each in done.stdout.split()])
-        kept.append({file for file in tmp_path.rglob("*.cubin")})
+        kept.append(set(tmp_path.rglob("*.cubin")))
         assert "cuBLAS" not in done.stderr
     assert said[0] == pytest.approx(said[1], rel=1e-6)
     assert kept[0] == kept[1] != set()
