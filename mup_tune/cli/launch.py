@@ -94,8 +94,8 @@ def kuberay(
 ) -> None:
     """Write a RayJob of KubeRay for a plan on one or more worker pods, and create it.
 
-    The plan is checked first. A lost worker repeats its own packs, a lost head resumes the run. DIR, the plan's
-    files and corpora are taken from the claim: relative paths start where it is mounted.
+    The plan is checked first. A lost worker repeats its own packs, and a lost head resumes the run. Pods find
+    the run, the plan's files and corpora on the claim. Relative paths start where it is mounted.
     """
     if not mount.is_absolute():
         raise UserError(f"{str(mount)!r} is no absolute path", field="--mount", fix="Give one such as /shared")

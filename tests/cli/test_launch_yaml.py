@@ -1,4 +1,4 @@
-"""Files for KubeRay and SkyPilot: read back as YAML, and their shell parts played with stand-ins of programs."""
+"""Files for KubeRay and SkyPilot: read back as YAML, their shell parts played with stand-ins of programs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_what_users_write_reaches_the_sweep_unchanged(place: Path, hostile: str,
     assert play(place, "--set", about, "--set", "seeds=[0, 1]", plan=plan) == 3
     sweep = json.loads((place / "sweep.json").read_text())
     assert sweep[:2] == ["sweep", plan]
-    assert [value for flag, value in zip(sweep, sweep[1:], strict=False) if flag == "--set"] == [about, "seeds=[0, 1]"]
+    assert [value for flag, value in pairwise(sweep) if flag == "--set"] == [about, "seeds=[0, 1]"]
     assert not list(place.rglob("hacked"))
 
 
