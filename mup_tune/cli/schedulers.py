@@ -107,16 +107,17 @@ def write(scheduler: Scheduler, values: dict[str, Any], out: Path, template: Pat
     """Fill ``template``, or the scheduler's own, into the file ``out``.
 
     Raises:
-        UserError: the template is wrong, the file would not be read as it was meant, or cannot be written.
+        UserError: a value cannot be quoted, the template is wrong, or the file cannot be written.
     """
     from mup_tune.files import parse_yaml, write_out
 
+    for value in values.values():
+        for each in value if isinstance(value, str) else "":
+            if each not in "\n\t" and unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp"):
+                problem = f"{value!r} holds {each!r}, which no file for a scheduler can hold"
+                raise UserError(problem, fix="Leave that character out")
     source = template or TEMPLATES / scheduler.template
     text = _rendered(source, values)
-    for each in text:
-        if each not in "\n\t" and unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp"):
-            problem = f"an option or the plan's name holds {each!r}, which no file for a scheduler can hold"
-            raise UserError(problem, fix="Leave it out")
     if scheduler.template.endswith(".yaml"):
         parse_yaml(text, source)
     write_out(out, text)

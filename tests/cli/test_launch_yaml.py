@@ -306,6 +306,7 @@ SKY = ["skypilot", "plan.yaml", "--store", "s3://b"]
         ([*KUBE, "--run", "r", "--claim", "a\nb"], "--claim"),
         ([*KUBE, "--run", "r", "--set", "about='a\rb'"], "holds '\\r'"),
         ([*KUBE, "--run", "/\x1b/r", "--mount", "/\x1b"], "holds '\\x1b'"),
+        ([*SKY, "--run", "r", "--gpus", "0", "--workdir", ".", "--set", "about=a\u2028b"], "holds '\\u2028'"),
         ([*KUBE, "--run", "r", "--set", "sedes=[1]"], "did you mean 'seeds'"),
         ([*KUBE, "--run", "r", "--template", "mine"], "mine: line 1: not valid YAML"),
         ([*SKY, "--run", "r", "--workdir", "."], "--accelerator"),
