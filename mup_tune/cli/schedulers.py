@@ -146,8 +146,8 @@ def submit(scheduler: Scheduler, file: Path, dry_run: bool) -> None:
     """
     command = [*scheduler.submit, str(file)]
     if dry_run:
-        token = f"{scheduler.secret}=$(openssl rand -hex 32) " if scheduler.secret else ""
-        say(f"{file}: `{token}{shlex.join(command)}` submits it")
+        drawn = f"{scheduler.secret}=$(openssl rand -hex 32) " if scheduler.secret else ""
+        say(f"{file}: `{drawn}{shlex.join(command)}` submits it")
         return
     program = command[0]
     if shutil.which(program) is None:
