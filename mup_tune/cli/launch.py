@@ -1,25 +1,32 @@
-"""``launch``: scripts that run a plan on a cluster's own scheduler."""
+"""``launch``: one file that runs a plan by a cluster's own scheduler."""
 
 from __future__ import annotations
 
 import re
-import shlex
-import shutil
-import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mup_tune.cli.options import PLANS, ScaleOption, SetOption
-from mup_tune.cli.output import say
+from mup_tune.cli.schedulers import KUBERAY, SKYPILOT, SLURM, below, job_name, submit, sweep_command, word, write
 from mup_tune.errors import UserError
 
 GRACE_S = 120  # before the time limit: a sweep ends within seconds, its lanes' packs are lost
-TEMPLATE = Path(__file__).parent / "templates" / "slurm.sh"
 
 launch = typer.Typer(no_args_is_help=True, help="Run a plan by a cluster's scheduler.")
+
+PlanArgument = Annotated[
+    str, typer.Argument(metavar="PLAN", help="A shipped plan or a YAML file.", autocompletion=PLANS)
+]
+GpusOption = Annotated[int, typer.Option(min=0, help="GPUs of a node; 0 trains on CPU cores.")]
+CpusOption = Annotated[int, typer.Option(min=1, help="CPU cores of a node.")]
+OutOption = Annotated[Path | None, typer.Option(metavar="FILE", help="The file; it is named after DIR if left out.")]
+TemplateOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A template of your own, made from the shipped one.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Write the file and do not submit it.")]
 
 
 @launch.callback()
@@ -29,20 +36,18 @@ def _launch() -> None:
 
 @launch.command()
 def slurm(
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A shipped plan or a YAML file.", autocompletion=PLANS)],
+    plan: PlanArgument,
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of the run, on a shared file system.")],
     nodes: Annotated[int, typer.Option(min=1, help="Nodes; from two on they become one Ray cluster.")] = 1,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of a node; 0 trains on CPU cores.")] = 1,
-    cpus: Annotated[int, typer.Option(min=1, help="CPU cores of a node.")] = 8,
+    gpus: GpusOption = 1,
+    cpus: CpusOption = 8,
     time: Annotated[str | None, typer.Option(metavar="TIME", help="Time limit as SLURM writes it: 12:00:00.")] = None,
     partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
     assign: SetOption = None,
     scale: ScaleOption = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The script; DIR.slurm.sh if left out.")] = None,
-    template: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A template of your own, made from the shipped one.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the script and do not submit it.")] = False,
+    out: OutOption = None,
+    template: TemplateOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Write one SLURM script for a plan on one or more nodes, and submit it.
 
@@ -50,55 +55,125 @@ def slurm(
     and requeues itself. A preempted job resumes too. Its log is DIR.slurm-JOB.log. Run folder, corpus and
     Python environment must be visible on all nodes under the same paths.
     """
-    from mup_tune.files import write_out
-    from mup_tune.search.plan import load_plan
-
-    load_plan(plan, scale, tuple(assign or ()))
-    command = ["mup-tune", "sweep", plan, "--run", str(run.absolute()), *(["--scale", scale] if scale else [])]
-    for each in assign or ():
-        command += ["--set", each]
+    command = sweep_command(plan, scale, assign, run.absolute())
     beside = _quotable(run.absolute()).replace("%", "%%")
     values = {
-        "job": re.sub(r"[^\w.-]+", "-", f"mup-tune-{run.name}"),
+        "job": job_name(run),
         "nodes": nodes,
         "gpus": gpus,
         "cpus": cpus,
-        "time": _word(time, "--time"),
-        "partition": _word(partition, "--partition"),
+        "time": time and word(time, "--time"),
+        "partition": partition and word(partition, "--partition"),
         "folder": _quotable(Path.cwd()),
         "run": str(run.absolute()),
         "log": f"{beside}.slurm-%j.log",
         "ray_log": f"{beside}.ray-%j.log",
         "bin": str(Path(sys.executable).parent),
         "grace": GRACE_S,
-        "sweep": shlex.join(command),
+        "sweep": command,
     }
-    script = out or run.with_name(f"{run.name}.slurm.sh")
-    write_out(script, _rendered(template or TEMPLATE, values))
-    if dry_run:
-        say(f"{script}: `sbatch {shlex.quote(str(script))}` submits it")
-        return
-    _submit(script)
+    submit(SLURM, write(SLURM, values, out or run.parent / SLURM.file(run), template), dry_run)
 
 
-def _rendered(template: Path, values: dict[str, Any]) -> str:
-    from jinja2 import Environment, StrictUndefined, TemplateError
+@launch.command()
+def kuberay(
+    plan: PlanArgument,
+    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of the run, on the claim.")],
+    image: Annotated[str, typer.Option(help="Image with mup-tune, its torch and ray[default].")],
+    claim: Annotated[str, typer.Option(help="PersistentVolumeClaim that all pods share: corpus and runs.")],
+    mount: Annotated[Path, typer.Option(metavar="DIR", help="Where pods mount the claim.")] = Path("/shared"),
+    nodes: Annotated[int, typer.Option(min=1, help="Worker pods. The head pod comes on top, without GPUs.")] = 1,
+    gpus: GpusOption = 1,
+    cpus: CpusOption = 8,
+    memory: Annotated[str, typer.Option(help="Memory of a worker pod.")] = "32Gi",
+    assign: SetOption = None,
+    scale: ScaleOption = None,
+    out: OutOption = None,
+    template: TemplateOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Write a RayJob of KubeRay for a plan on one or more worker pods, and create it.
 
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
-    )
-    environment.filters["quote"] = shlex.quote
-    try:
-        return environment.from_string(template.read_text(encoding="utf-8")).render(values)
-    except (TemplateError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be used ({error})", file=template, field="--template") from None
+    The plan is checked first. A lost worker repeats its own packs, and a lost head resumes the run. Pods find
+    the run, the plan's files and corpora on the claim. Relative paths start where it is mounted.
+    """
+    if not mount.is_absolute():
+        raise UserError(f"{str(mount)!r} is no absolute path", field="--mount", fix="Give one such as /shared")
+    where = mount / below(run, mount, "--run", f"the claim, which is mounted at {mount}")
+    values = {
+        "job": job_name(run),
+        "image": word(image, "--image"),
+        "claim": word(claim, "--claim"),
+        "mount": str(mount),
+        "nodes": nodes,
+        "gpus": gpus,
+        "cpus": cpus,
+        "memory": word(memory, "--memory"),
+        "ray": _ray(),
+        "sweep": sweep_command(plan, scale, assign, where),
+    }
+    submit(KUBERAY, write(KUBERAY, values, out or Path(KUBERAY.file(run)), template), dry_run)
 
 
-def _word(text: str | None, flag: str) -> str | None:
-    """What goes into a line of #SBATCH as it is."""
-    if text is not None and not re.fullmatch(r"[\w:,.+-]+", text):
-        raise UserError(f"{text!r} is not a word", field=flag, fix="Letters, digits, and : , . + - are allowed")
-    return text
+@launch.command()
+def skypilot(
+    plan: PlanArgument,
+    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of the run, in the store.")],
+    store: Annotated[str, typer.Option(metavar="URL", help="Bucket that keeps the run: s3://NAME, gs://NAME, …")],
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes; from two on they become one Ray cluster.")] = 1,
+    accelerator: Annotated[str | None, typer.Option(help="GPU as SkyPilot calls it, e.g. H100.")] = None,
+    gpus: GpusOption = 1,
+    cpus: CpusOption = 8,
+    spot: Annotated[bool, typer.Option(help="Spot nodes: cheaper, and taken away at times.")] = True,
+    workdir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to take along: a plan of your own and its files.")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(metavar="DIR|URL", help="A prepared corpus, which nodes have as ./corpus.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Docker image with mup-tune; pip installs it if left out.")] = None,
+    package: Annotated[str | None, typer.Option(help="What pip installs; this version if left out.")] = None,
+    assign: SetOption = None,
+    scale: ScaleOption = None,
+    out: OutOption = None,
+    template: TemplateOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Write a task of SkyPilot for a plan on one or more nodes, and submit it as a managed job.
+
+    The plan is checked first. The run is copied to the store as it grows, and a job that lost a node goes on
+    from there. Nodes work in a copy of --workdir.
+    """
+    from mup_tune.version import VERSION
+
+    if gpus and not accelerator:
+        fix = "Give one that `sky gpus list` names, such as H100, or --gpus 0"
+        raise UserError("--gpus is not 0, so the kind of GPU is wanted", field="--accelerator", fix=fix)
+    if workdir is None and plan.endswith((".yaml", ".yml")):
+        raise UserError(f"nodes do not have {plan!r}", field="--workdir", fix="--workdir . takes this folder along")
+    values = {
+        "job": job_name(run),
+        "nodes": nodes,
+        "accelerator": accelerator and word(accelerator, "--accelerator"),
+        "gpus": gpus,
+        "cpus": cpus,
+        "spot": spot,
+        "image": image and word(image, "--image"),
+        "package": package or f"mup-tune[gpu]=={VERSION}",
+        "workdir": workdir and str(workdir),
+        "store": word(store, "--store"),
+        "corpus": corpus,
+        "run": str(below(run, Path("."), "--run", "the store")),
+        "sweep": sweep_command(plan, scale, assign),
+    }
+    submit(SKYPILOT, write(SKYPILOT, values, out or Path(SKYPILOT.file(run)), template), dry_run)
+
+
+def _ray() -> str:
+    """The version of Ray here, which the image is to have too."""
+    from importlib.metadata import version
+
+    return version("ray")
 
 
 def _quotable(path: Path) -> str:
@@ -106,16 +181,6 @@ def _quotable(path: Path) -> str:
     if re.search(r'["\\\x00-\x1f]', str(path)):
         raise UserError(f"{str(path)!r}: SLURM cannot quote this path", fix="Use one without quotes and backslashes")
     return str(path)
-
-
-def _submit(script: Path) -> None:
-    if shutil.which("sbatch") is None:
-        fix = f"Submit {script} where it is, or give --dry-run"
-        raise UserError("sbatch is not installed on this machine", fix=fix)
-    done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"sbatch refused {script} ({' '.join(done.stderr.split())})")
-    say(done.stdout.strip())
 
 
 def register(app: typer.Typer) -> None:
