@@ -206,12 +206,8 @@ def test_a_stage_is_told_by_its_own_trials_and_what_fresh_seeds_say(tmp_path: Pa
     assert (first["tokens"], first["seconds"]) == (4 * 640, 4.0)
     assert first["flops"] == 4 * trial(0.0).flops
     assert (first["gain_over"], first["outcome"], math.isnan(first["gain"])) == ("", "", True)
-    assert (second["decision"], second["trials"], second["diverged"], second["result"]) == (
-        "kept",
-        3,
-        1,
-        "confirmation",
-    )
+    assert (second["decision"], second["result"]) == ("kept", "confirmation")
+    assert (second["trials"], second["diverged"]) == (3, 1)
     assert (second["gain_over"], second["outcome"]) == ("hard", "better")
     assert (second["gain"], second["gain_low"], second["gain_high"]) == pytest.approx((0.2, 0.1, 0.3))
     assert second["settings_hash"] == after.content_hash() == first["settings_hash"]
