@@ -2,7 +2,8 @@
 
 A wandb run a trial would be a thousand of them. So trials are rows of one table, the run's progress and each
 stage's curves are charts, and the incumbent is in the summary. History cannot be rewritten there. So
-``RUN/log/wandb.json`` keeps the id and how much was told, and the next driver goes on from there.
+``RUN/log/wandb.json`` keeps the id and how much was told by drivers that closed it, and the next one goes on
+from there. After one that was killed a part is told again, at the same places: wandb may have lost it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class WeightsAndBiases(Logger):
         kept: dict[str, Any] = read_json(self._file) if self._file.exists() else {}
         self.id = str(kept.get("id") or token_hex(4))
         self.packs, self.stages = int(kept.get("packs", 0)), int(kept.get("stages", 0))
+        self._told_packs, self._told_stages = self.packs, self.stages
         self.run = wandb.init(
             id=self.id,
             resume="allow",
@@ -62,8 +64,7 @@ class WeightsAndBiases(Logger):
 
     def committed(self, pack: Committed) -> None:
         self.run.log({"trials": pack.trials, **_finite(pack.values)})
-        self.packs += 1
-        self._keep()
+        self._told_packs += 1
 
     def concluded(self, stage: Concluded) -> None:
         import pandas as pd
@@ -80,14 +81,14 @@ class WeightsAndBiases(Logger):
         self.run.summary.update({f"stages/{stage.stage}": " ".join(stage.sentences)})
         if stage.view.settings is not None:
             self.run.summary.update({f"incumbent/{axis}": stage.view.settings.value(axis) for axis in AXES})
-        self.stages += 1
-        self._keep()
+        self._told_stages += 1
 
     def close(self, complete: bool) -> None:
         self.run.finish(exit_code=0 if complete else 1)
+        self._keep()
 
     def _keep(self) -> None:
-        kept = {"id": self.id, "packs": self.packs, "stages": self.stages}
+        kept = {"id": self.id, "packs": self._told_packs, "stages": self._told_stages}
         write_atomic(self._file, json.dumps(kept) + "\n")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from told_run import CONFIRMING, GAIN, REFERENCE, TUNED, TUNING, opened, steps, words
 
-from mup_tune.loggers.feed import logged
+from mup_tune.loggers.feed import Feed, logged
 from mup_tune.loggers.wandb import WeightsAndBiases
 from mup_tune.run.tables import slug
 
@@ -124,6 +124,22 @@ def test_a_resumed_run_has_the_same_id_and_is_told_only_what_is_new(tmp_path: Pa
     (whole,) = stored(tmp_path / "whole")
     charts = [[row for row in rows if TRIALS not in row] for rows in (parts, history(whole))]
     assert charts[0] == charts[1]
+
+
+def test_what_a_killed_driver_told_is_told_again(tmp_path: Path) -> None:
+    import wandb
+
+    driven(tmp_path, until=1)
+    folder, journal = opened(tmp_path)
+    feed = Feed(folder, journal, words, lambda line: None)
+    feed.open([WeightsAndBiases])
+    for _, _ in zip(range(4), steps(journal), strict=False):
+        feed.update()
+    wandb.finish()  # nobody closes the logger
+    folder.close()
+    driven(tmp_path)
+    seen = [[row["trials"] for row in history(file) if "run/diverged" in row] for file in stored(tmp_path)]
+    assert seen == [[2], [4, 5], [4, 5, 7]]
 
 
 def test_what_wandb_refuses_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
