@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Words = Callable[[Finding], list[str]]
 Say = Callable[[str], None]
+ToldT = TypeVar("ToldT")
 
 
 @contextmanager
@@ -81,21 +82,23 @@ class Feed:
 
     def close(self) -> None:
         complete = bool(self.journal.get_note("complete"))
-        self._tell(lambda logger: logger.close(complete))
+        for logger in list(self.loggers):
+            self._call(logger, logger.close, complete)
 
     def _update(self) -> None:
         for pack in self.journal.packs()[self.packs :]:
             self.packs += 1
             told = self._committed(pack)
-            self._tell(lambda logger, told=told: logger.committed(told) if self.packs > logger.packs else None)
+            for logger in [each for each in self.loggers if self.packs > each.packs]:
+                self._call(logger, logger.committed, told)
         view: RunView | None = None
         for finding in self.journal.findings()[self.stages :]:
             self.stages += 1
-            if all(self.stages <= logger.stages for logger in self.loggers):
-                continue
-            view = view or RunView.of(self.folder, self.journal)
-            concluded = self._concluded(finding, view)
-            self._tell(lambda logger, told=concluded: logger.concluded(told) if self.stages > logger.stages else None)
+            if asking := [each for each in self.loggers if self.stages > each.stages]:
+                view = view or RunView.of(self.folder, self.journal)
+                concluded = self._concluded(finding, view)
+                for logger in asking:
+                    self._call(logger, logger.concluded, concluded)
 
     def _committed(self, pack: dict[str, Any]) -> Committed:
         rows = [self.journal.rows[hash_] for hash_ in pack["hashes"]]
@@ -118,7 +121,8 @@ class Feed:
 
     def _concluded(self, finding: Finding, view: RunView) -> Concluded:
         key = finding.stage
-        row = view.stages[view.stages["stage"] == key].iloc[0].to_dict()
+        (found,) = view.stages[view.stages["stage"] == key].to_dict("records")
+        row = {str(name): value for name, value in found.items()}
         # A stage that trained nothing ends where the one before it did.
         trials, time = self.ends.get(key) or max(self.ends.values(), default=(0, 0.0))
         curves = self._curves(key, view)
@@ -140,13 +144,12 @@ class Feed:
             found["best"] = pd.Series(curve["loss"].to_numpy(), index=curve["tokens"].to_numpy())
         return {name: curve.dropna() for name, curve in found.items()}
 
-    def _tell(self, call: Callable[[Logger], None]) -> None:
-        for logger in list(self.loggers):
-            try:
-                call(logger)
-            except Exception as error:
-                self.loggers.remove(logger)
-                self._warn(logger.name, error)
+    def _call(self, logger: Logger, method: Callable[[ToldT], None], told: ToldT) -> None:
+        try:
+            method(told)
+        except Exception as error:
+            self.loggers.remove(logger)
+            self._warn(logger.name, error)
 
     def _warn(self, name: str, error: Exception) -> None:
         first, *_ = str(error).strip().splitlines() or [""]

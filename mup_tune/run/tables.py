@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pydantic_core import to_json
@@ -52,16 +53,15 @@ def write_tables(folder: RunFolder, journal: Journal) -> None:
         tables / "packs.csv": lambda: frames.to_csv(packs),
         tables / FINDINGS: lambda: to_json(learned, indent=1) + b"\n",  # json's takes ten times the text's size
     }
-    writes: dict[Path, Callable[[Path], None]] = {
-        path: lambda path, content=content: write_atomic(path, content()) for path, content in made.items()
-    }
+    writes: dict[Path, Callable[[], None]] = {path: partial(_write, path, made[path]) for path in made}
     # Last, for it is the one that takes time.
-    writes[tables / "curves.parquet"] = lambda path: write_table(path, folder.curves, journal.packs())
+    curves = tables / "curves.parquet"
+    writes[curves] = partial(write_table, curves, folder.curves, journal.packs())
     failed: list[tuple[Path, Exception]] = []
     for path, write in writes.items():
         try:
             path.parent.mkdir(exist_ok=True)
-            write(path)
+            write()
         except (OSError, ValueError, ArithmeticError, UserError) as error:  # of the disk, an encoding, a column
             failed.append((path, error))
     if failed:
@@ -69,6 +69,10 @@ def write_tables(folder: RunFolder, journal: Journal) -> None:
         why = first.strerror if isinstance(first, OSError) else first
         more = f", and {len(failed) - 1} more files neither" if len(failed) > 1 else ""
         raise UserError(f"could not be written ({why}){more}", file=path, fix="The same command tries again") from None
+
+
+def _write(path: Path, content: Callable[[], str | bytes]) -> None:
+    write_atomic(path, content())
 
 
 def slug(name: str) -> str:

@@ -84,7 +84,8 @@ class RunView:
         """
         import pyarrow as pa
 
-        return pa.concat_tables([no_curves(), *map(self._read, self.commits)]).to_pandas()
+        found: pd.DataFrame = pa.concat_tables([no_curves(), *map(self._read, self.commits)]).to_pandas()
+        return found
 
     def curve(self, trial_hash: str) -> pd.DataFrame:
         """The rows of :attr:`curves` of one trial, from its pack's file alone.
@@ -94,7 +95,7 @@ class RunView:
         """
         if trial_hash not in self._packs:
             raise UserError(f"no finished trial {trial_hash!r}", file=self.path, fix="`trials` has them under `hash`")
-        found = self._read(self._packs[trial_hash]).to_pandas()
+        found: pd.DataFrame = self._read(self._packs[trial_hash]).to_pandas()
         return found[found["hash"] == trial_hash].reset_index(drop=True)
 
     def curves_of(self, settings: Settings, stages: Collection[str] = ()) -> dict[int, pd.Series[float]]:
