@@ -14,6 +14,7 @@ from mup_tune.errors import UserError
 from mup_tune.files import atomic, write_atomic
 from mup_tune.run.columns import CURVES, schema
 
+GROUP = 100_000  # rows that are written together: some MB, and readers skip whole groups
 INTEGERS = ("member", "step", "tokens")
 
 
@@ -79,12 +80,18 @@ def no_curves() -> Any:
 
 
 def write_table(path: Path, folder: Path, packs: Iterable[Mapping[str, Any]]) -> None:
-    """All curves as one file, a pack at a time, so that no run is too large for memory."""
+    """All curves as one file, a row group at a time, so that no run is too large for memory."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with atomic(path) as beside, pq.ParquetWriter(beside, no_curves().schema, compression="zstd") as writer:
+        group = [no_curves()]
         for pack in packs:
-            writer.write_table(read_curves(folder, pack))
+            group.append(read_curves(folder, pack))
+            if sum(map(len, group)) >= GROUP:
+                writer.write_table(pa.concat_tables(group))
+                group = [no_curves()]
+        writer.write_table(pa.concat_tables(group))
 
 
 def _type(name: str) -> Any:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from made_up import PLAN, STAGE, START, begun, finding, folder, pack, result, trial
 
@@ -13,6 +14,7 @@ from mup_tune.errors import UserError
 from mup_tune.findings import Comparison, Finding, State
 from mup_tune.findings.confirmation import Confirmation
 from mup_tune.multipliers import MULTIPLIER_NAMES
+from mup_tune.run import curves
 from mup_tune.run.columns import CURVES
 from mup_tune.run.description import PlanRecord
 from mup_tune.run.folder import RunFolder
@@ -186,6 +188,18 @@ def test_lost_curves_stop_no_other_table_and_leave_no_half_of_one(tmp_path: Path
         write_tables(opened, Journal(opened, writable=False))
     written = {path.name for path in (tmp_path / "tables").iterdir()}
     assert written == {"trials.parquet", "stages.parquet", "trials.csv", "stages.csv", "packs.csv", "findings.json"}
+
+
+def test_groups_of_rows_hold_every_curve_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two packs of six points: a group is written once it is full, and the rest at the end."""
+    _written(tmp_path)
+    opened = RunFolder.open(tmp_path)
+    for rows, groups in ((6, [6, 6, 0]), (7, [12, 0]), (13, [12])):
+        monkeypatch.setattr(curves, "GROUP", rows)
+        write_tables(opened, Journal(opened, writable=False))
+        stored = pq.ParquetFile(tmp_path / "tables" / "curves.parquet")
+        assert [stored.metadata.row_group(each).num_rows for each in range(stored.num_row_groups)] == groups
+        pd.testing.assert_frame_equal(stored.read().to_pandas(), load_run(tmp_path).curves)
 
 
 def test_a_stage_is_told_by_its_own_trials_and_what_fresh_seeds_say(tmp_path: Path) -> None:
