@@ -11,6 +11,7 @@ import pytest
 from program import mup_tune
 
 from mup_tune.data.prepare import prepare
+from mup_tune.loggers.logger import Logger
 from mup_tune.loggers.tensorboard import TensorBoard
 from mup_tune.search import loop
 
@@ -83,6 +84,11 @@ def test_what_is_missing_is_said_before_anything_is_made(plan: Path, tmp_path: P
     unknown = mup_tune("sweep", plan, "--run", run, "--log", "wand")
     assert (unknown.returncode, "did you mean 'wandb'" in unknown.stderr) == (2, True)
     assert not run.exists()
+
+
+def test_help_names_every_logger() -> None:
+    for command in ("sweep", "resume"):
+        assert "|".join(sorted(Logger.known)) in mup_tune(command, "--help").stdout
 
 
 def test_a_logger_that_breaks_stops_no_sweep(plan: Path, tmp_path: Path) -> None:

@@ -139,7 +139,8 @@ def test_what_a_crash_left_out_of_the_tables_is_in_the_view(tmp_path: Path) -> N
 def test_views_need_neither_torch_nor_ray_nor_optuna(tmp_path: Path) -> None:
     _written(tmp_path)
     code = (
-        "import sys; from mup_tune.run.view import load_run; load_run(sys.argv[1]);"
+        "import sys, mup_tune; assert not {'numpy', 'pandas', 'pydantic'} & {*sys.modules};"
+        "run = mup_tune.load_run(sys.argv[1]); assert 'pyarrow.parquet' not in sys.modules; assert len(run.curves);"
         "print([m for m in ('torch', 'ray', 'optuna') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
