@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mup_tune.cli.options import PLANS, ScaleOption, SetOption
+from mup_tune.cli.options import PLANS, LogOption, ScaleOption, SetOption
 from mup_tune.cli.output import say
 from mup_tune.errors import UserError
 
@@ -38,6 +38,7 @@ def slurm(
     partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
     assign: SetOption = None,
     scale: ScaleOption = None,
+    log: LogOption = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The script; DIR.slurm.sh if left out.")] = None,
     template: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A template of your own, made from the shipped one.")
@@ -51,12 +52,16 @@ def slurm(
     Python environment must be visible on all nodes under the same paths.
     """
     from mup_tune.files import write_out
+    from mup_tune.loggers import loggers
     from mup_tune.search.plan import load_plan
 
+    loggers(log or ())
     load_plan(plan, scale, tuple(assign or ()))
     command = ["mup-tune", "sweep", plan, "--run", str(run.absolute()), *(["--scale", scale] if scale else [])]
     for each in assign or ():
         command += ["--set", each]
+    for each in log or ():
+        command += ["--log", each]
     beside = _quotable(run.absolute()).replace("%", "%%")
     values = {
         "job": re.sub(r"[^\w.-]+", "-", f"mup-tune-{run.name}"),
