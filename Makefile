@@ -13,7 +13,7 @@ endif
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # What `make check` leaves to `make test`: other processes, training, interpreted kernels, many draws, many figures.
-SLOW := $(addprefix tests/, benchmarks checks cli engine examples model/kernels train \
+SLOW := $(addprefix tests/, benchmarks checks cli engine examples loggers/test_wandb.py model/kernels train \
 	model/test_depth.py model/test_fused.py model/test_ssd_mamba.py report/test_figures.py report/test_lengths.py \
 	report/test_report_page.py report/test_report_shapes.py run/test_crash.py search/test_forecast.py \
 	search/test_loop.py search/test_plan_data.py search/test_sampling.py search/stages/test_basin.py \

@@ -258,15 +258,22 @@ def cache_dir() -> Path:
         raise UserError(problem, field="XDG_CACHE_HOME", fix="Set it to a folder that you can write to") from None
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside and rename, so that a reader or a crash never sees half a file."""
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write. It then takes its place, so that nobody ever sees half of it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with naming(path):
         try:
-            beside.write_bytes(_encoded(content))
+            yield beside
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write beside and rename: :func:`atomic`."""
+    with atomic(path) as beside:
+        beside.write_bytes(_encoded(content))
 
 
 def _encoded(content: str | bytes) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +23,13 @@ def driven(
     address: str | None = None,
     lanes: int | None = None,
     quiet: bool = False,
+    log: Iterable[str] = (),
 ) -> list[Finding]:
-    """Drive ``plan`` in the folder ``run`` to its end; its findings. ``quiet``: the display is on stderr.
+    """Drive ``plan`` in the folder ``run`` to its end; its findings.
+
+    Args:
+        quiet: the display is on stderr.
+        log: loggers that are told as well, by name.
 
     Raises:
         UserError: wrong input, or options that the executor has no use for.
@@ -31,8 +38,13 @@ def driven(
     if executor is Executor.INLINE and (address or lanes):
         raise UserError("has no meaning with --executor inline", field="--address" if address else "--lanes")
     from mup_tune.cli.live import Display
+    from mup_tune.engine.events import Event, Finished, Started
+    from mup_tune.loggers import loggers
+    from mup_tune.loggers.feed import logged
+    from mup_tune.report.words import summary
     from mup_tune.search.execute import execute, open_sweep
 
+    kinds, screen = loggers(log), err_console if quiet else console
     try:
         if address:
             from mup_tune.engine.ray import check_reachable
@@ -40,8 +52,15 @@ def driven(
             check_reachable(address)
         with (
             open_sweep(plan, run) as (folder, walk),
-            Display(walk, err_console if quiet else console) as on_event,
+            Display(walk, screen) as show,
+            logged(kinds, folder, walk.journal, summary, partial(screen.print, soft_wrap=True)) as tell,
         ):
+
+            def on_event(event: Event) -> None:
+                show(event)
+                if isinstance(event, Started | Finished):  # after a conclusion, and after a commit
+                    tell()
+
             return execute(plan, folder, walk, executor, address, lanes, on_event)
     except KeyboardInterrupt:
         kept = f"Committed packs are kept: the same command resumes {run}; `mup-tune status {run}` shows it."

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mup_tune.cli.options import PLANS, ScaleOption, SetOption
+from mup_tune.cli.options import PLANS, LogOption, ScaleOption, SetOption
 from mup_tune.cli.schedulers import KUBERAY, SKYPILOT, SLURM, below, job_name, submit, sweep_command, word, write
 from mup_tune.errors import UserError
 
@@ -45,6 +45,7 @@ def slurm(
     partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
     assign: SetOption = None,
     scale: ScaleOption = None,
+    log: LogOption = None,
     out: OutOption = None,
     template: TemplateOption = None,
     dry_run: DryRunOption = False,
@@ -55,7 +56,10 @@ def slurm(
     and requeues itself. A preempted job resumes too. Its log is DIR.slurm-JOB.log. Run folder, corpus and
     Python environment must be visible on all nodes under the same paths.
     """
-    command = sweep_command(plan, scale, assign, run.absolute())
+    from mup_tune.loggers import loggers
+
+    loggers(log or ())  # the job will run with what is installed here
+    command = sweep_command(plan, scale, assign, log, run.absolute())
     beside = _quotable(run.absolute()).replace("%", "%%")
     values = {
         "job": job_name(run),
@@ -88,6 +92,7 @@ def kuberay(
     memory: Annotated[str, typer.Option(help="Memory of a worker pod.")] = "32Gi",
     assign: SetOption = None,
     scale: ScaleOption = None,
+    log: LogOption = None,
     out: OutOption = None,
     template: TemplateOption = None,
     dry_run: DryRunOption = False,
@@ -110,7 +115,7 @@ def kuberay(
         "cpus": cpus,
         "memory": word(memory, "--memory"),
         "ray": _ray(),
-        "sweep": sweep_command(plan, scale, assign, where),
+        "sweep": sweep_command(plan, scale, assign, log, where),
     }
     submit(KUBERAY, write(KUBERAY, values, out or Path(KUBERAY.file(run)), template), dry_run)
 
@@ -135,6 +140,7 @@ def skypilot(
     package: Annotated[str | None, typer.Option(help="What pip installs; this version if left out.")] = None,
     assign: SetOption = None,
     scale: ScaleOption = None,
+    log: LogOption = None,
     out: OutOption = None,
     template: TemplateOption = None,
     dry_run: DryRunOption = False,
@@ -164,7 +170,7 @@ def skypilot(
         "store": word(store, "--store"),
         "corpus": corpus,
         "run": str(below(run, Path("."), "--run", "the store")),
-        "sweep": sweep_command(plan, scale, assign),
+        "sweep": sweep_command(plan, scale, assign, log),
     }
     submit(SKYPILOT, write(SKYPILOT, values, out or Path(SKYPILOT.file(run)), template), dry_run)
 

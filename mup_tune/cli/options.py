@@ -89,4 +89,10 @@ SettingsOption = Annotated[
     ),
 ]
 CorpusOption = Annotated[str, typer.Option("--corpus", help="A prepared corpus.")]
+LogOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log", metavar="tensorboard|wandb", help="Log to it as well (`pip install mup-tune[log]`). May be repeated."
+    ),
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]

@@ -52,7 +52,13 @@ SKYPILOT = Scheduler(
 )
 
 
-def sweep_command(plan: str, scale: str | None, assign: Sequence[str] | None, run: Path | None = None) -> str:
+def sweep_command(
+    plan: str,
+    scale: str | None,
+    assign: Sequence[str] | None,
+    log: Sequence[str] | None = None,
+    run: Path | None = None,
+) -> str:
     """The sweep as a line for a shell, once the plan is checked.
 
     Raises:
@@ -66,6 +72,8 @@ def sweep_command(plan: str, scale: str | None, assign: Sequence[str] | None, ru
     command += ["--scale", scale] if scale else []
     for each in assign or ():
         command += ["--set", each]
+    for each in log or ():
+        command += ["--log", each]
     return shlex.join(command)
 
 

@@ -28,7 +28,8 @@ def status(
 ) -> None:
     """Where a run stands: what it has shown, its stages and trials, and whether a driver is at work.
 
-    The verdict is the one that heads the page. It needs no lock and disturbs no sweep.
+    The verdict is the one that heads the page. It needs no lock and disturbs no sweep. The trials themselves
+    are in `mup-tune dashboard RUN`, which also exports the journal (`--copy FILE`).
     """
     while True:
         data = _facts(run)

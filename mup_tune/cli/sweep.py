@@ -13,6 +13,7 @@ from mup_tune.cli.options import (
     Executor,
     ExecutorOption,
     LanesOption,
+    LogOption,
     RunArgument,
     ScaleOption,
     SetOption,
@@ -36,6 +37,7 @@ def sweep(
     lanes: LanesOption = None,
     assign: SetOption = None,
     scale: ScaleOption = None,
+    log: LogOption = None,
 ) -> None:
     """Run a plan: train populations of proxies stage by stage and keep the best settings.
 
@@ -45,7 +47,7 @@ def sweep(
     """
     from mup_tune.search.plan import load_plan
 
-    _drive(load_plan(plan, scale, tuple(assign or ())), run, executor, address, lanes)
+    _drive(load_plan(plan, scale, tuple(assign or ())), run, executor, address, lanes, log)
 
 
 def resume(
@@ -53,6 +55,7 @@ def resume(
     executor: ExecutorOption = Executor.RAY,
     address: AddressOption = None,
     lanes: LanesOption = None,
+    log: LogOption = None,
 ) -> None:
     """Go on with a run that was stopped, by what its folder says.
 
@@ -64,17 +67,19 @@ def resume(
 
     folder = RunFolder.open(run)
     corpora = [source.corpus for source in folder.record.corpus.sources]
-    _drive(plan_of(folder.plan, corpora, folder.path / PLAN), run, executor, address, lanes)
+    _drive(plan_of(folder.plan, corpora, folder.path / PLAN), run, executor, address, lanes, log)
 
 
-def _drive(plan: Plan, run: Path, executor: Executor, address: str | None, lanes: int | None) -> None:
+def _drive(
+    plan: Plan, run: Path, executor: Executor, address: str | None, lanes: int | None, log: list[str] | None
+) -> None:
     """To the plan's end, and then what it found and what comes next."""
     from mup_tune.cli.driving import driven
     from mup_tune.report.words import summary
     from mup_tune.transfer.evidence import next_transfer
     from mup_tune.transfer.resolve import resolve
 
-    for finding in driven(plan, run, executor, address, lanes):
+    for finding in driven(plan, run, executor, address, lanes, log=log or ()):
         console.print(led(finding.stage, f" {finding.title}"))
         for sentence in summary(finding):
             console.print(f"  {sentence}")

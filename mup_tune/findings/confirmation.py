@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from mup_tune.files import FrozenModel
-from mup_tune.findings.result import Comparison, Result
+from mup_tune.findings.result import Comparison, Result, hardest
 from mup_tune.stats import Losses
 from mup_tune.stats.tokens import TokensSaved
 
@@ -42,3 +42,7 @@ class Confirmation(Result):
     @property
     def compared(self) -> tuple[Comparison, ...]:
         return self.comparisons
+
+    @property
+    def gained(self) -> Comparison | None:
+        return hardest(self.comparisons)

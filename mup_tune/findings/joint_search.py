@@ -52,3 +52,7 @@ class JointSearch(Result):
     @property
     def compared(self) -> tuple[Comparison, ...]:
         return tuple(each.comparison for each in self.finalists)
+
+    @property
+    def gained(self) -> Comparison | None:
+        return self.finalists[0].comparison if self.finalists else None

@@ -100,3 +100,10 @@ class MultiplierPasses(Result):
     @property
     def compared(self) -> tuple[Comparison, ...]:
         return tuple(move.comparison for each in self.passes for move in each.moves)
+
+    @property
+    def gained(self) -> Comparison | None:
+        """Of the last pass that moved, else of the last move that was tested."""
+        taken = [each.taken for each in self.passes if each.taken]
+        tested = taken or [move for each in self.passes for move in each.moves]
+        return tested[-1].comparison if tested else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -52,6 +52,11 @@ class Result(FrozenModel):
     @property
     def compared(self) -> tuple[Comparison, ...]:
         return ()
+
+    @property
+    def gained(self) -> Comparison | None:
+        """What the stage brought, on seeds that chose nothing; None where it tested nothing on such."""
+        return None
 
 
 def typed(data: Any) -> Any:
@@ -132,6 +137,12 @@ class Comparison(FrozenModel):
         if self.gain is None:
             return "unmeasured"
         return "better" if self.gain.above_0 else "worse" if self.gain.below_0 else "unclear"
+
+
+def hardest(comparisons: Iterable[Comparison]) -> Comparison | None:
+    """The comparison with the smallest gain: a claim is no better than it. None where no gain is known."""
+    measured = [(each.gain.value, each) for each in comparisons if each.gain is not None]
+    return min(measured, key=lambda pair: pair[0])[1] if measured else None
 
 
 class Verified(FrozenModel):

@@ -104,3 +104,7 @@ class ResponseSurface(Result):
     def compared(self) -> tuple[Comparison, ...]:
         tried = tuple(share.comparison for each in self.rounds for share in each.shares)
         return tried if self.moved is None else (*tried, self.moved)
+
+    @property
+    def gained(self) -> Comparison | None:
+        return self.moved

@@ -8,7 +8,7 @@ from mup_tune.files import FrozenModel
 from mup_tune.findings.basins import Basin
 from mup_tune.findings.confirmation import TokenGain
 from mup_tune.findings.multipliers import Prediction
-from mup_tune.findings.result import Comparison, Result, Verdict
+from mup_tune.findings.result import Comparison, Result, Verdict, hardest
 from mup_tune.shape import Shape
 from mup_tune.stats import Interval
 
@@ -78,6 +78,11 @@ class Validation(Result):
     @property
     def larger(self) -> tuple[AtShape, ...]:
         return self.shapes[1:]
+
+    @property
+    def gained(self) -> Comparison | None:
+        """At the larger Shape where the least is left of the gain over the first reference."""
+        return hardest(each.claim for each in self.larger)
 
     @property
     def verdict(self) -> Verdict:

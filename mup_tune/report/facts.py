@@ -12,9 +12,7 @@ from mup_tune.report import formats
 from mup_tune.report.figures.curves import Curve
 from mup_tune.run.description import CorpusRecord, PlanRecord, SourceRecord
 from mup_tune.run.view import RunView
-from mup_tune.settings import Settings
 from mup_tune.shape import Shape
-from mup_tune.trial import Trial
 
 
 def what_was_run(run: RunView) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -167,12 +165,12 @@ def curves(run: RunView) -> tuple[dict[str, Curve], dict[str, Curve], int]:
     by name, over tokens of one member; smoothed over a fiftieth of the training. Settings without trials are
     left out.
     """
-    final = run.incumbent
+    final = run.settings
     if final is None:
         return {}, {}, 0
     # References that are the incumbent itself would draw its line twice.
     named = {"incumbent": final, **{name: each for name, each in run.references.items() if each != final}}
-    found = {name: per_seed for name, each in named.items() if (per_seed := _per_seed(run, each))}
+    found = {name: per_seed for name, each in named.items() if (per_seed := run.curves_of(each))}
     if "incumbent" not in found or len(found) < 2:
         return {}, {}, 0
     seeds = sorted(set.intersection(*(set(per_seed) for per_seed in found.values())))
@@ -193,16 +191,3 @@ def curves(run: RunView) -> tuple[dict[str, Curve], dict[str, Curve], int]:
 def _line(series: pd.Series[float]) -> Curve:
     kept = series.dropna()
     return [float(each) for each in kept.index], [float(each) for each in kept]
-
-
-def _per_seed(run: RunView, settings: Settings) -> dict[int, pd.Series[float]]:
-    """Training loss over tokens of the ok trials with exactly these Settings, by seed."""
-    rows = run.trials[run.trials["status"] == "ok"].set_index("hash")
-    found: dict[int, pd.Series[float]] = {}
-    for seed in sorted({int(seed) for seed in rows["seed"]}):
-        hash_ = Trial(shape=run.plan.proxy, budget=run.plan.budget, settings=settings, seed=seed).hash
-        if hash_ in rows.index:
-            table = run.curves(str(rows.loc[hash_, "pack"]))
-            curve = table[table["member"] == rows.loc[hash_, "member"]]
-            found[seed] = pd.Series(curve["loss"].to_numpy(), index=curve["tokens"].to_numpy(), name=seed)
-    return found

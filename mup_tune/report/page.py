@@ -102,10 +102,10 @@ def render(run: RunView) -> str:
         curve_seeds=curve_seeds,
         changes=_changes(run, path),
         derived=_derived(path),
-        final=run.incumbent,
+        final=run.settings,
         start_yaml=run.plan.start.to_yaml(),
         schedule_figure=_schedule_figure(run),
-        parametrisation=_parametrisation(run.incumbent),
+        parametrisation=_parametrisation(run.settings),
         arxiv=ARXIV,
         marks=MARKS,
         words=words,
@@ -203,9 +203,9 @@ def _derived(path: list[Finding]) -> list[tuple[str, float, float]]:
 
 
 def _schedule_figure(run: RunView) -> Markup | None:
-    if run.incumbent is None:
+    if run.settings is None:
         return None
-    return schedule_figure(run.plan.budget, run.incumbent)
+    return schedule_figure(run.plan.budget, run.settings)
 
 
 def _parametrisation(settings: Settings | None) -> str:

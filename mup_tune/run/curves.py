@@ -1,4 +1,4 @@
-"""Learning curves: one Parquet file a pack, durable before the journal names it."""
+"""Learning curves: one Parquet file a pack, durable before the journal names it, and all in one table."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import hashlib
 import io
 import os
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mup_tune.files import write_atomic
+from mup_tune.errors import UserError
+from mup_tune.files import atomic, write_atomic
+from mup_tune.run.columns import CURVES, schema
 
+GROUP = 100_000  # rows that are written together: some MB, and readers skip whole groups
 INTEGERS = ("member", "step", "tokens")
 
 
@@ -36,6 +39,59 @@ def write_curves(path: Path, curves: dict[str, list[float]], kept: Collection[in
     for durable in (path, path.parent):
         _sync(durable)
     return {"file": path.name, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
+
+
+def read_curves(folder: Path, pack: Mapping[str, Any]) -> Any:
+    """A committed pack's curves as an Arrow table, a trial's hash in the place of its number.
+
+    Args:
+        folder: where the files of curves lie.
+        pack: what the journal says of the pack.
+
+    Raises:
+        UserError: the file is gone, or not the one that the run committed.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / pack["curves"]["file"]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", file=path) from None
+    if hashlib.sha256(content).hexdigest() != pack["curves"]["sha256"]:
+        raise UserError("is not the file that the run committed: its SHA-256 differs", file=path)
+    stored = pq.read_table(pa.BufferReader(content))
+    hashes = pa.array(pack["hashes"], pa.string()).take(stored.column("member"))
+    stored = stored.drop_columns("member").add_column(0, "hash", hashes)
+    for column in CURVES.columns:  # what an earlier version did not log is empty
+        if column.name not in stored.column_names:
+            stored = stored.append_column(column.name, pa.nulls(len(stored), pa.float64()))
+    stored = stored.select([column.name for column in CURVES.columns])
+    return stored.cast(schema(stored.schema, CURVES))
+
+
+def no_curves() -> Any:
+    """The same for no pack."""
+    import pyarrow as pa
+
+    empty = pa.table({column.name: [] for column in CURVES.columns})
+    return empty.cast(schema(empty.schema, CURVES))
+
+
+def write_table(path: Path, folder: Path, packs: Iterable[Mapping[str, Any]]) -> None:
+    """All curves as one file, a row group at a time, so that no run is too large for memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with atomic(path) as beside, pq.ParquetWriter(beside, no_curves().schema, compression="zstd") as writer:
+        group = [no_curves()]
+        for pack in packs:
+            group.append(read_curves(folder, pack))
+            if sum(map(len, group)) >= GROUP:
+                writer.write_table(pa.concat_tables(group))
+                group = [no_curves()]
+        writer.write_table(pa.concat_tables(group))
 
 
 def _type(name: str) -> Any:

@@ -108,6 +108,11 @@ class RunFolder:
         return self.path / "settings"
 
     @property
+    def log(self) -> Path:
+        """What loggers keep."""
+        return self.path / "log"
+
+    @property
     def report(self) -> Path:
         return self.path / "report"
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from mup_tune.findings import Comparison, Finding
+from mup_tune.findings import Finding
 from mup_tune.findings.confirmation import Confirmation
 
 OUTCOMES = {
@@ -18,9 +18,3 @@ def last_confirmation(findings: Sequence[Finding]) -> Finding | None:
     """Comparisons inside a tuning stage use the seeds that chose, and prove nothing."""
     confirmed = (each for each in reversed(findings) if isinstance(each.result, Confirmation))
     return next((each for each in confirmed if each.comparisons), None)
-
-
-def hardest(comparisons: Iterable[Comparison]) -> Comparison | None:
-    """The comparison with the smallest gain: a claim is no better than it. None where no gain is known."""
-    measured = [(each.gain.value, each) for each in comparisons if each.gain is not None]
-    return min(measured, key=lambda pair: pair[0])[1] if measured else None

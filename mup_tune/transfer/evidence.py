@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from mup_tune.errors import UserError
 from mup_tune.findings import Finding
+from mup_tune.findings.result import hardest
 from mup_tune.run.journal import Journal
-from mup_tune.run.verdict import OUTCOMES, hardest, last_confirmation
+from mup_tune.run.verdict import OUTCOMES, last_confirmation
 from mup_tune.settings import Settings
 from mup_tune.stats import argmin, means
 from mup_tune.transfer.provenance import Evidence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -66,6 +67,12 @@ def script(place: Path, *options: object) -> Path:
     done = mup_tune("launch", "slurm", "plan.yaml", "--run", "runs here", "--dry-run", *options)
     assert done.returncode == 0, done.stderr
     return place / "runs here.slurm.sh"
+
+
+def test_loggers_go_along_with_the_sweep(place: Path) -> None:
+    pytest.importorskip("tensorboard")
+    text = script(place, "--log", "tensorboard").read_text()
+    assert f"--run {shlex.quote(str(place / 'runs here'))} --log tensorboard" in text
 
 
 def started(place: Path, *options: object) -> subprocess.Popen[str]:
@@ -147,6 +154,7 @@ def test_signals_reach_the_sweep_and_only_a_time_limit_after_some_work_requeues(
         (("--time", "1:00; rm"), "--time: '1:00; rm' is not a word"),
         (("--partition", "a\nb"), "--partition"),
         (("--set", "sedes=[1]"), "did you mean 'seeds'"),
+        (("--log", "wand"), "did you mean 'wandb'"),
         (("--template", "plan.yaml/x"), "--template"),
         (("--run", 'a"b'), "SLURM cannot quote this path"),
     ],

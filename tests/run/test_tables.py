@@ -6,18 +6,23 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
-from made_up import PLAN, STAGE, START, begun, finding, folder, pack, result
+from made_up import PLAN, STAGE, START, begun, finding, folder, pack, result, trial
 
 from mup_tune.errors import UserError
-from mup_tune.findings import State
+from mup_tune.findings import Comparison, Finding, State
+from mup_tune.findings.confirmation import Confirmation
 from mup_tune.multipliers import MULTIPLIER_NAMES
+from mup_tune.run import curves
+from mup_tune.run.columns import CURVES
 from mup_tune.run.description import PlanRecord
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.run.tables import slug, write_tables
 from mup_tune.run.view import load_run
 from mup_tune.settings import load_settings
+from mup_tune.stats import Interval
 from mup_tune.trial import Pack
 
 
@@ -67,17 +72,28 @@ def test_view_says_what_the_journal_says(tmp_path: Path) -> None:
 def test_curves_are_those_that_were_committed(tmp_path: Path) -> None:
     first, second = _written(tmp_path)
     view = load_run(tmp_path)
-    table = view.curves(second.id)
-    assert list(table["member"]) == [0, 1] * 3
-    assert table["loss"].isna().sum() == 2  # of the diverged member
-    with pytest.raises(UserError, match="no committed pack 'nope'"):
-        view.curves("nope")
+    fine, diverged = (view.curve(trial.hash) for trial in second.trials)
+    assert list(fine["loss"]) == [3.0] * 3
+    assert list(fine["tokens"]) == [64, 320, 640]
+    assert diverged["loss"][0] == 4.0
+    assert diverged["loss"].isna().sum() == 2
+    hashes = [trial.hash for each in (first, second) for trial in each.trials]
+    everything = view.curves
+    assert list(everything.columns) == [column.name for column in CURVES.columns]
+    assert list(everything["hash"]) == [hash_ for pair in (hashes[:2], hashes[2:]) for hash_ in pair * 3]
+    assert everything["eta"].isna().all()  # these packs logged none
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "tables" / "curves.parquet"), everything)
+    with pytest.raises(UserError, match="no finished trial 'nope'"):
+        view.curve("nope")
+    lost = first.trials[0].hash
     (tmp_path / "curves" / f"{first.id}.parquet").write_bytes(b"else")
     with pytest.raises(UserError, match="SHA-256 differs"):
-        view.curves(first.id)
+        view.curve(lost)
     (tmp_path / "curves" / f"{first.id}.parquet").unlink()
     with pytest.raises(UserError, match="cannot be read"):
-        view.curves(first.id)
+        view.curve(lost)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_run(tmp_path).curves  # noqa: B018
 
 
 def test_settings_files_load_as_settings(tmp_path: Path) -> None:
@@ -98,7 +114,12 @@ def test_a_run_without_trials_has_tables_too(tmp_path: Path) -> None:
         view = load_run(tmp_path)
         assert view.live
         assert (len(view.trials), len(view.packs), view.findings, view.references) == (0, 0, (), {})
+        assert (len(view.stages), len(view.curves), view.settings) == (0, 0, None)
         assert "mlp_down" in view.trials.columns
+    for name, whole in (("trials", view.trials), ("stages", view.stages), ("curves", view.curves)):
+        stored = pd.read_parquet(tmp_path / "tables" / f"{name}.parquet")
+        assert (len(stored), list(stored.columns)) == (0, list(whole.columns))
+        assert {"float64", "int64"} <= {str(dtype) for dtype in stored.dtypes}  # and not "object"
 
 
 def test_what_a_crash_left_out_of_the_tables_is_in_the_view(tmp_path: Path) -> None:
@@ -112,13 +133,14 @@ def test_what_a_crash_left_out_of_the_tables_is_in_the_view(tmp_path: Path) -> N
     view = load_run(tmp_path)
     assert list(view.packs["pack"]) == [*(each.id for each in packs), late.id]
     assert len(view.trials) == 5
-    assert view.incumbent == moved
+    assert view.settings == moved
 
 
 def test_views_need_neither_torch_nor_ray_nor_optuna(tmp_path: Path) -> None:
     _written(tmp_path)
     code = (
-        "import sys; from mup_tune.run.view import load_run; load_run(sys.argv[1]);"
+        "import sys, mup_tune; assert not {'numpy', 'pandas', 'pydantic'} & {*sys.modules};"
+        "run = mup_tune.load_run(sys.argv[1]); assert 'pyarrow.parquet' not in sys.modules; assert len(run.curves);"
         "print([m for m in ('torch', 'ray', 'optuna') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
@@ -127,7 +149,7 @@ def test_views_need_neither_torch_nor_ray_nor_optuna(tmp_path: Path) -> None:
 
 def test_a_folder_with_an_equals_sign(tmp_path: Path) -> None:
     packs = _written(tmp_path / "lr=1")
-    assert "lr" not in load_run(tmp_path / "lr=1").curves(packs[0].id).columns
+    assert "lr" not in load_run(tmp_path / "lr=1").curve(packs[0].trials[0].hash).columns
 
 
 def test_slugs_are_file_names() -> None:
@@ -152,4 +174,69 @@ def test_a_file_that_cannot_be_written_stops_no_other(tmp_path: Path) -> None:
         write_tables(opened, Journal(opened, writable=False))
     assert load_settings(str(tmp_path / "settings" / "incumbent.yaml"), None) == finding().after
     written = {path.name for path in (tmp_path / "tables").iterdir() if path.stat().st_size and path.is_file()}
-    assert {"trials.parquet", "packs.csv", "findings.json"} <= written
+    assert {"trials.parquet", "stages.parquet", "packs.csv", "findings.json", "curves.parquet"} <= written
+
+
+def test_lost_curves_stop_no_other_table_and_leave_no_half_of_one(tmp_path: Path) -> None:
+    first, _ = _written(tmp_path)
+    for file in (tmp_path / "tables").iterdir():
+        file.unlink()
+    (tmp_path / "curves" / f"{first.id}.parquet").unlink()
+    opened = RunFolder.open(tmp_path)
+    with pytest.raises(
+        UserError, match=rf"curves\.parquet: could not be written \(.*{first.id}\.parquet: cannot be read"
+    ):
+        write_tables(opened, Journal(opened, writable=False))
+    written = {path.name for path in (tmp_path / "tables").iterdir()}
+    assert written == {"trials.parquet", "stages.parquet", "trials.csv", "stages.csv", "packs.csv", "findings.json"}
+
+
+def test_groups_of_rows_hold_every_curve_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two packs of six points: a group is written once it is full, and the rest at the end."""
+    _written(tmp_path)
+    opened = RunFolder.open(tmp_path)
+    for rows, groups in ((6, [6, 6, 0]), (7, [12, 0]), (13, [12])):
+        monkeypatch.setattr(curves, "GROUP", rows)
+        write_tables(opened, Journal(opened, writable=False))
+        stored = pq.ParquetFile(tmp_path / "tables" / "curves.parquet")
+        assert [stored.metadata.row_group(each).num_rows for each in range(stored.num_row_groups)] == groups
+        pd.testing.assert_frame_equal(stored.read().to_pandas(), load_run(tmp_path).curves)
+
+
+def test_a_stage_is_told_by_its_own_trials_and_what_fresh_seeds_say(tmp_path: Path) -> None:
+    """Twice two trials of 10 steps of 64 tokens, and a confirmation of three seeds against two references."""
+    _written(tmp_path)
+    with folder(tmp_path) as run:
+        journal, fresh = Journal(run, writable=True), Pack.of("02-next", pack([7.0, 8.0, 9.0]).trials)
+        journal.plan_pack("02-next", fresh, {})
+        journal.commit(result(fresh, diverged=[2]))
+        after = finding().after
+        found = Confirmation(comparisons=(_compared("easy", 0.5), _compared("hard", 0.2), _compared("lost", None)))
+        last = Finding(stage="02-next", kind="confirm", title="Next", before=after, after=after, result=found)
+        journal.conclude("02-next", last, State(after, {}, {"mlp_down": 0.03}))
+        journal.close()
+    view = load_run(tmp_path)
+    first, second = view.stages.to_dict("records")
+    assert (first["stage"], first["decision"], first["trials"], first["diverged"]) == (STAGE, "moved", 4, 2)
+    assert (first["tokens"], first["seconds"]) == (4 * 640, 4.0)
+    assert first["flops"] == 4 * trial(0.0).flops
+    assert (first["gain_over"], first["outcome"], math.isnan(first["gain"])) == ("", "", True)
+    assert (second["decision"], second["result"]) == ("kept", "confirmation")
+    assert (second["trials"], second["diverged"]) == (3, 1)
+    assert (second["gain_over"], second["outcome"]) == ("hard", "better")
+    assert (second["gain"], second["gain_low"], second["gain_high"]) == pytest.approx((0.2, 0.1, 0.3))
+    assert second["settings_hash"] == after.content_hash() == first["settings_hash"]
+    assert view.sensitivity == {"mlp_down": 0.03}
+    by_settings = view.trials.groupby("settings_hash")["hash"].count()
+    assert by_settings[trial(7.0).settings.content_hash()] == 1
+    write_tables(RunFolder.open(tmp_path), Journal(RunFolder.open(tmp_path), writable=False))
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "tables" / "stages.parquet"), view.stages)
+    assert list(pd.read_csv(tmp_path / "tables" / "stages.csv")["gain_over"].dropna()) == ["hard"]
+
+
+def _compared(reference: str, gain: float | None) -> Comparison:
+    interval = None if gain is None else Interval(gain, gain - 0.1, gain + 0.1)
+    losses = {0: 2.0, 1: None}
+    return Comparison(
+        candidate="incumbent", reference=reference, candidate_losses=losses, reference_losses=losses, gain=interval
+    )
