@@ -1,4 +1,4 @@
-"""How fast populations train and in how much memory, measured once per device kind, versions, Shape and Budget.
+"""How fast populations train and in how much memory, kept per device kind, versions, Shape and Budget.
 
 The files lie in the user's cache, one a measurement. Deleting them measures anew.
 """
