@@ -42,14 +42,14 @@ def prices(plan: Plan, run: Path | None, tokens_per_s: float | None, gpus: int) 
 
     speeds = _stated(plan, tokens_per_s) if tokens_per_s else _measured(run)
     waves = [wave for each in plan.rehearsal for wave in each.waves]
-    widest = max((sum(wave.values()) for wave in waves), default=0)
+    widest = max((sum(wave.trials.values()) for wave in waves), default=0)
     unknown = unknown_speeds(plan.rehearsal, speeds)
     if unknown:
         names = tuple(shape.name for shape in unknown)
         return Prices((None,) * len(plan.rehearsal), None, (), (), names, widest, len(waves))
     stages = tuple(price(each.waves, speeds, gpus) for each in plan.rehearsal)
     over = {count: price(waves, speeds, count) for count in sorted({*GPUS, gpus})}
-    known = (speeds(*each) for wave in waves for each in wave)
+    known = (speeds(*each) for wave in waves for each in wave.trials)
     devices = tuple(dict.fromkeys(each.device for each in known if each))
     return Prices(stages, over[gpus], tuple(over.values()), devices, (), widest, len(waves))
 

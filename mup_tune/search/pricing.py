@@ -2,13 +2,13 @@
 
 A wave is what a stage lets go between two barriers. Its trials become packs as the sweep would cut them, and
 the dearest pack goes first to the device that is free first. The next wave begins when the last pack ends.
-Start-up, calibration and commits are not counted, nor that stages which compare Shapes cut all packs alike.
+Start-up, calibration and commits are not counted.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mup_tune.engine.calibrations import speed_at
@@ -57,7 +57,7 @@ def flat(tokens_per_s: float, shape: Shape, seq_len: int) -> Speeds:
 
 def unknown_speeds(rehearsal: Sequence[Rehearsal], speeds: Speeds) -> list[Shape]:
     """The Shapes that some wave trains and nobody knows the speed of."""
-    asked = dict.fromkeys(each for stage in rehearsal for wave in stage.waves for each in wave)
+    asked = dict.fromkeys(each for stage in rehearsal for wave in stage.waves for each in wave.trials)
     return list(dict.fromkeys(shape for shape, budget in asked if speeds(shape, budget) is None))
 
 
@@ -74,17 +74,26 @@ def price(waves: Sequence[Wave], speeds: Speeds, gpus: int) -> Price:
     return Price(gpus, packs, seconds / HOUR, busy / (gpus * seconds) if seconds else 0.0)
 
 
-def _packs(wave: Mapping[tuple[Shape, Budget], int], speeds: Speeds, gpus: int) -> list[float]:
+def _packs(wave: Wave, speeds: Speeds, gpus: int) -> list[float]:
     """Seconds of every pack."""
+    known = {kind: _known(speeds, *kind) for kind in wave.trials}
+    largest = {kind: population_size(known[kind], trials, gpus) for kind, trials in wave.trials.items()}
+    if wave.equal_packs:
+        largest = dict.fromkeys(largest, min(largest.values()))
     found = []
-    for (shape, budget), trials in wave.items():
-        calibration = speeds(shape, budget)
-        if calibration is None:
-            raise ValueError(f"the speed of {shape.name} is not known")
+    for (shape, budget), trials in wave.trials.items():
+        calibration = known[shape, budget]
         tokens = budget.steps * budget.batch_tokens + VALIDATION * budget.val_tokens * (1 + len(budget.val_lengths))
-        sizes = pack_sizes(trials, population_size(calibration, trials, gpus))
+        sizes = pack_sizes(trials, largest[shape, budget])
         found += [members * tokens / speed_at(calibration, members) for members in sizes]
     return found
+
+
+def _known(speeds: Speeds, shape: Shape, budget: Budget) -> Calibration:
+    calibration = speeds(shape, budget)
+    if calibration is None:
+        raise ValueError(f"the speed of {shape.name} is not known")
+    return calibration
 
 
 def _makespan(seconds: Sequence[float], devices: int) -> float:

@@ -43,7 +43,12 @@ class StageForecast:
     max_flops: float
 
 
-Wave = Mapping[tuple[Shape, Budget], int]  # trials that one barrier lets go, by what they train
+@dataclass(frozen=True)
+class Wave:
+    """What one barrier lets go: ``trials`` by what they train, cut alike where ``equal_packs``."""
+
+    trials: Mapping[tuple[Shape, Budget], int]
+    equal_packs: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Rehearsal:
 
     @property
     def budgets(self) -> tuple[Budget, ...]:
-        return tuple(dict.fromkeys(budget for wave in self.waves for _, budget in wave))
+        return tuple(dict.fromkeys(budget for wave in self.waves for _, budget in wave.trials))
 
 
 class Rehearsed(Asked):
@@ -63,8 +68,9 @@ class Rehearsed(Asked):
 
     rehearsed = True
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, equal_packs: bool) -> None:
         super().__init__(context, {})
+        self.equal_packs = equal_packs
         self.waves: list[Wave] = []
 
     def losses(
@@ -82,7 +88,8 @@ class Rehearsed(Asked):
     def rows(self, wanted: Sequence[Sequence[Trial]]) -> list[list[TrialResult]]:
         new = {trial.hash: trial for trials in wanted for trial in trials if trial.hash not in self.trials}
         if new:
-            self.waves.append(Counter((trial.shape, trial.budget) for trial in new.values()))
+            trials = Counter((trial.shape, trial.budget) for trial in new.values())
+            self.waves.append(Wave(trials, self.equal_packs))
         self.trials.update(new)
         return [[_result(trial) for trial in trials] for trials in wanted]
 
@@ -98,7 +105,7 @@ def rehearse(keyed: Iterable[tuple[str, Stage]], context: Context, start: State)
     """
     state, longest = start, 0.0
     for index, (key, stage) in enumerate(keyed):
-        asked = Rehearsed(context)
+        asked = Rehearsed(context, stage.equal_packs)
         with located(field=f"stages[{index}]"):
             _check_references(stage, state)
             after = stage.walk(asked, state).state
@@ -112,8 +119,8 @@ def rehearse(keyed: Iterable[tuple[str, Stage]], context: Context, start: State)
 
 def _foreseen(more: int, waves: Sequence[Wave]) -> list[Wave]:
     """What a quiet landscape gives no reason for, and the stage expects: one more wave of what it trained."""
-    shared = sum((Counter(wave) for wave in waves), Counter[tuple[Shape, Budget]]())
-    return [{max(shared, key=lambda each: shared[each]): more}] if more > 0 and shared else []
+    shared = sum((Counter(wave.trials) for wave in waves), Counter[tuple[Shape, Budget]]())
+    return [Wave({max(shared, key=lambda each: shared[each]): more})] if more > 0 and shared else []
 
 
 def _check_references(stage: Stage, state: State) -> None:
