@@ -28,7 +28,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_SEQUENCE = 2**31 - 1  # lengths are int32
 CHUNK_TOKENS = 1 << 20
-PUT_BACK = "Put it back as it was, then give the same command again"
+PUT_BACK = "Put it back as it was made, then give the same command again"
 Ints = NDArray[np.int64]
 Chunk = tuple[int, NDArray[Any]]
 
@@ -104,7 +104,9 @@ class IndexedTokens:
         beyond = np.flatnonzero(self.pointers > size - bytes_S)
         if len(beyond):
             end = max(int(self.pointers[at]) + int(bytes_S[at]) for at in beyond[:1000])
-            raise UserError(f"has {size} bytes, but {self.idx_path} points up to byte {end}", file=self.bin_path)
+            raise UserError(
+                f"has {size} bytes, but {self.idx_path} points up to byte {end}", file=self.bin_path, fix=PUT_BACK
+            )
 
     @property
     def documents(self) -> int:

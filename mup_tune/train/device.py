@@ -39,7 +39,7 @@ def measure_device(name: str) -> Device:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out, a GPU's or the machine's: each library has errors of its own, or chains them."""
+    """Whether memory ran out, a GPU's or the machine's: a library has errors of its own, or chains them."""
     if error is None:
         return False
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

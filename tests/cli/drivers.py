@@ -1,4 +1,7 @@
-"""Drivers in processes of their own, for tests that stop them. A warm server forks them: imports take seconds."""
+"""Drivers in processes of their own, for tests that stop them.
+
+A warm server forks them, for imports take seconds.
+"""
 
 from __future__ import annotations
 
