@@ -31,6 +31,7 @@ stages:
   - {kind: elr_ewd, elr_offsets: [-1, 0, 1], ewd_offsets: [-1, 0, 1], extend: 0}
   - {kind: micro, group: [lm_head, embedding_weight.elr]}
 """
+PROGRAM = "from mup_tune.search import loop; loop.SIZES = (1,); from mup_tune.cli import main; main()"
 TIMES = ["tokens_per_s"]  # what differs between two runs of the same packs
 
 
@@ -175,8 +176,8 @@ def test_ctrl_c_pressed_again_changes_nothing(
     """The second press comes when the first has been answered, while Python and its libraries tidy up."""
     monkeypatch.setenv(MARK, str(tmp_path))
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "mup_tune", "sweep", str(plan), "--run", str(run), "--executor", executor]
-    command += ["--set", f"seeds={list(range(40))}"]
+    command = [sys.executable, "-c", PROGRAM, "sweep", str(plan), "--run", str(run), "--executor", executor]
+    command += ["--set", f"seeds={list(range(8))}", "--set", "budget.total_tokens=6400"]  # of some length
     process: Any = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
