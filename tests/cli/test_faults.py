@@ -129,6 +129,7 @@ def other_file(file: Path) -> None:
         ("tokens.bin", 4, other_content, "has other content than when the corpus .* was prepared. Prepare the corpus"),
         ("tokens.bin", 4, other_file, "has other content than when the corpus .* was prepared. Prepare the corpus"),
     ],
+    ids=["cut", "cut before validation", "index cut", "gone", "written to", "replaced"],
 )
 def test_a_corpus_that_changes_ends_the_run_by_name(
     name: str,
@@ -218,26 +219,18 @@ def goes_on(run: Path, undisturbed: dict[str, float]) -> None:
     assert not list(run.rglob(".*"))
 
 
-@pytest.mark.parametrize(
-    ("holder", "said"),
-    [
-        ({"pid": 2**22 + 1, "host": os.uname().nodename}, "was killed or its machine went down\n"),
-        ({"pid": os.getppid(), "host": os.uname().nodename}, "was killed or its machine went down\n"),
-        (
-            {"pid": 7, "host": "node-7"},
-            "was killed or its machine went down. If it still works on node-7, stop it: its locks may not reach",
-        ),
-    ],
-    ids=["dead", "a number given again", "another host"],
-)
-def test_a_stale_lock_is_taken_and_told(holder: dict[str, object], said: str, plan: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_a_stale_lock_is_taken_and_told(plan: Path, tmp_path: Path) -> None:
+    """Of a dead process, of one whose number another process has now, and of a driver on another host."""
+    run, here = tmp_path / "run", os.uname().nodename
     run.mkdir()
-    (run / "lock").write_text(json.dumps(holder))
-    done = mup_tune("sweep", plan, "--run", run, *INLINE)
-    assert done.returncode == 0
-    assert f"note: the driver before, process {holder['pid']} on {holder['host']}, {said}" in done.stdout
-    assert (run / "lock").read_bytes() == b""
+    elsewhere = ". If it still works on node-7, stop it: its locks may not reach this machine"
+    for pid, host, more in ((2**22 + 1, here, ""), (os.getppid(), here, ""), (7, "node-7", elsewhere)):
+        (run / "lock").write_text(json.dumps({"pid": pid, "host": host}))
+        done = mup_tune("sweep", plan, "--run", run, *INLINE)
+        assert done.returncode == 0
+        said = f"note: the driver before, process {pid} on {host}, was killed or its machine went down{more}\n"
+        assert said in done.stdout
+        assert (run / "lock").read_bytes() == b""
     assert "note: " not in mup_tune("resume", run, *INLINE).stdout
 
 
