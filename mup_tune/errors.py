@@ -54,6 +54,7 @@ class DivergedError(UserError):
 FIXES = {
     errno.ENOSPC: "Free space on its disk, then give the same command again: what is finished is kept",
     errno.EDQUOT: "Free some of your quota, then give the same command again: what is finished is kept",
+    errno.EFBIG: "Raise `ulimit -f`, then give the same command again: what is finished is kept",
     errno.ENOENT: "It vanished meanwhile: put it back, then give the same command again",
     errno.ESTALE: "Its file system went away: mount it, then give the same command again",
     errno.EACCES: "Name a place that you may use",

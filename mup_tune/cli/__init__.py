@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -102,5 +103,6 @@ def main() -> None:
         err_console.print(led("error:", f" {error}", "bold red"), soft_wrap=True)
         sys.exit(error.exit_code)
     except InterruptedRunError as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again, it would hit libraries that tidy up at exit
         err_console.print(str(error), soft_wrap=True)
         sys.exit(error.exit_code)

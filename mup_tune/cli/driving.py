@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import platform
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from mup_tune.errors import InterruptedRunError, UserError
 
 if TYPE_CHECKING:
     from mup_tune.findings import Finding
+    from mup_tune.run.journal import Journal
     from mup_tune.search.plan import Plan
 
 
@@ -50,18 +52,34 @@ def driven(
             from mup_tune.engine.ray import check_reachable
 
             check_reachable(address)
-        with (
-            open_sweep(plan, run) as (folder, walk),
-            Display(walk, screen) as show,
-            logged(kinds, folder, walk.journal, summary, partial(screen.print, soft_wrap=True)) as tell,
-        ):
+        with open_sweep(plan, run) as (folder, walk):
+            for line in _resumed(walk.journal):
+                screen.print(line, soft_wrap=True)
+            with (
+                Display(walk, screen) as show,
+                logged(kinds, folder, walk.journal, summary, partial(screen.print, soft_wrap=True)) as tell,
+            ):
 
-            def on_event(event: Event) -> None:
-                show(event)
-                if isinstance(event, Started | Finished):  # after a conclusion, and after a commit
-                    tell()
+                def on_event(event: Event) -> None:
+                    show(event)
+                    if isinstance(event, Started | Finished):  # after a conclusion, and after a commit
+                        tell()
 
-            return execute(plan, folder, walk, executor, address, lanes, on_event)
+                return execute(plan, folder, walk, executor, address, lanes, on_event)
     except KeyboardInterrupt:
         kept = f"Committed packs are kept: the same command resumes {run}; `mup-tune status {run}` shows it."
         raise InterruptedRunError(kept) from None
+
+
+def _resumed(journal: Journal) -> Iterator[str]:
+    """What a run that is come back to was found like."""
+    if before := journal.folder.killed:
+        elsewhere = f". If it still works on {before.host}, stop it: its locks may not reach this machine"
+        yield (
+            f"note: the driver before, {before}, was killed or its machine went down"
+            f"{'' if before.host == platform.node() else elsewhere}"
+        )
+    if journal.torn:
+        yield f"note: {journal.torn} bytes of a record that it had not finished were dropped from the journal"
+    if journal.packs() and not journal.get_note("complete"):
+        yield f"resumed: {journal.tally().trials} trials in {len(journal.packs())} packs are kept"

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from mup_tune.data.indexed import IndexedTokens, Ints
-from mup_tune.data.integrity import Seen, sampled_digest
+from mup_tune.data.integrity import Seen, sampled_digest, stamp
 from mup_tune.data.tokenizer import TokenizerInfo
 from mup_tune.errors import UserError
 from mup_tune.files import FrozenModel, content_hash, validated
@@ -132,6 +132,12 @@ class Corpus:
         if size != part.bin_bytes:
             problem = f"has {size} bytes, but had {part.bin_bytes} when the corpus {self.path} was prepared"
             raise UserError(problem, file=self.path / part.bin, fix="Prepare the corpus anew")
+
+    def stamps(self) -> tuple[tuple[int, ...], ...]:
+        """Of all its files: where they are what they were, nothing was written since."""
+        parts = (*self.manifest.train.parts, *self.manifest.val.parts)
+        names = dict.fromkeys([CORPUS_FILE, *(name for part in parts for name in (part.bin, part.idx))])
+        return tuple(stamp(self.path / name) for name in names)
 
     @property
     def vocab_size(self) -> int:

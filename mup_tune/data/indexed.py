@@ -28,6 +28,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_SEQUENCE = 2**31 - 1  # lengths are int32
 CHUNK_TOKENS = 1 << 20
+PUT_BACK = "Put it back as it was made, then give the same command again"
 Ints = NDArray[np.int64]
 Chunk = tuple[int, NDArray[Any]]
 
@@ -79,6 +80,7 @@ class IndexedTokens:
         self.lengths = mapped(idx_path, np.dtype("<i4"), n_sequences, at)
         self.pointers = mapped(idx_path, np.dtype("<i8"), n_sequences, at + 4 * n_sequences)
         self.document_indices = mapped(idx_path, np.dtype("<i8"), n_indices, at + 12 * n_sequences)
+        self._sizes = {idx_path: expected, bin_path: bin_path.stat().st_size}
         self._check()
 
     def _check(self) -> None:
@@ -98,11 +100,13 @@ class IndexedTokens:
             raise UserError(f"{self.lengths[at]} at sequence {at} is negative", file=self.idx_path, field="lengths")
         if self.pointers.min() < 0 or (self.pointers % item).any():
             raise UserError(f"must be multiples of {item}, at least 0", file=self.idx_path, field="pointers")
-        size, bytes_S = self.bin_path.stat().st_size, self.lengths.astype(np.int64) * item
+        size, bytes_S = self._sizes[self.bin_path], self.lengths.astype(np.int64) * item
         beyond = np.flatnonzero(self.pointers > size - bytes_S)
         if len(beyond):
             end = max(int(self.pointers[at]) + int(bytes_S[at]) for at in beyond[:1000])
-            raise UserError(f"has {size} bytes, but {self.idx_path} points up to byte {end}", file=self.bin_path)
+            raise UserError(
+                f"has {size} bytes, but {self.idx_path} points up to byte {end}", file=self.bin_path, fix=PUT_BACK
+            )
 
     @property
     def documents(self) -> int:
@@ -145,10 +149,25 @@ class IndexedTokens:
 
     @cached_property
     def _bin(self) -> NDArray[Any]:
-        return mapped(self.bin_path, self.dtype, self.bin_path.stat().st_size // self.dtype.itemsize)
+        return mapped(self.bin_path, self.dtype, self._sizes[self.bin_path] // self.dtype.itemsize)
+
+    def _refuse_shrunk(self) -> None:
+        """Look at sizes before reading: a mapped file beyond its end kills the process without a word."""
+        for path, size in self._sizes.items():
+            try:
+                now = path.stat().st_size
+            except OSError as error:
+                raise UserError(f"cannot be read any more ({error.strerror})", file=path, fix=PUT_BACK) from None
+            if now < size:
+                raise UserError(f"has {now} bytes, but had {size} when it was opened", file=path, fix=PUT_BACK)
 
     def at(self, positions: Ints) -> tuple[Ints, Ints]:
-        """Token ids and document ordinals at positions of the stream, both shaped like ``positions``."""
+        """Token ids and document ordinals at positions of the stream, both shaped like ``positions``.
+
+        Raises:
+            UserError: a file was cut or taken away since it was opened.
+        """
+        self._refuse_shrunk()
         # side="right" steps over empty sequences and empty documents
         sequence = np.searchsorted(self.bounds[1:], positions, side="right")
         element = self.pointers[sequence] // self.dtype.itemsize + positions - self.bounds[sequence]

@@ -34,6 +34,15 @@ class Seen(FrozenModel):
         )
 
 
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file is written to or replaced; nothing where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def sampled_digest(path: Path) -> str:
     """Reads 256 KiB at most, whatever the size."""
     size = path.stat().st_size

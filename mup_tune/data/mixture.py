@@ -121,6 +121,10 @@ class Mixture:
         """The weights, divided by their sum."""
         return tuple(part / sum(self.parts) for part in self.parts)
 
+    def stamps(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """Of all files of all corpora (:meth:`Corpus.stamps`)."""
+        return tuple(source.corpus.stamps() for source in self.sources)
+
     def batches(self, split: Split, seq_len: int, rows: int, seed: int) -> MixedBatches:
         return MixedBatches(self, split, seq_len, rows, seed)
 

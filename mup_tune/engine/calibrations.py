@@ -122,9 +122,9 @@ def _path(work: Calibrate, device: str) -> Path | None:
 
 
 def _read(path: Path) -> Calibration | None:
-    """None where there is none, where it is old, or where it is damaged."""
+    """None where there is none, where it is old or of a clock that was far ahead, or where it is damaged."""
     try:
-        if time.time() - path.stat().st_mtime > KEPT_S:
+        if abs(time.time() - path.stat().st_mtime) > KEPT_S:
             return None
         return from_note(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):

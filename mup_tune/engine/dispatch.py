@@ -61,8 +61,8 @@ class Dispatcher:
         self._feed()
 
     def _lost(self, lane: str, work: Work, error: Exception) -> None:
+        self._source.lost(work, error)  # first: what ends the run is not told as handed out again
         self._on_event(Lost(lane, work, str(error)))
-        self._source.lost(work, error)
 
     def _tell_lanes(self) -> None:
         self._on_event(Lanes(len(self._idle) + len(self._out)))

@@ -30,8 +30,8 @@ def drive(source: PackSource, make_runner: RunnerFactory, on_event: OnEvent) -> 
         try:
             outcome = runner(work, report)
         except Exception as error:
+            source.lost(work, error)  # first: what ends the run is not told as handed out again
             on_event(Lost(LANE, work, str(error)))
-            source.lost(work, error)
         else:
             source.commit(work, outcome)
             on_event(Finished(LANE, work))

@@ -51,13 +51,34 @@ class _LaneRunner:
         torch.set_num_threads(1)
         # Subnormal second moments of unseen tokens cost more than they tell.
         torch.set_flush_denormal(True)
-        self.lane = lane
+        self.lane, self.sources, self.expected = lane, data, expected
         self.data: Mixture = open_mixture(data)
+        self.stamps = self.data.stamps()
         _check(self.data, expected)
         self.device = measure_device("cuda" if torch.cuda.is_available() else "cpu")
         self.steps = Steps(self.device.name)
 
     def __call__(self, work: Work, report: Report) -> Outcome:
+        """Of data that is the run's when the work begins and still when it ends."""
+        self._look()
+        outcome = self._done(work, report)
+        self._look()
+        return outcome
+
+    def _look(self) -> None:
+        """Look at the data again where a file of it was written to or replaced.
+
+        Raises:
+            UserError: it is not the run's any more.
+        """
+        from mup_tune.data.mixture import open_mixture
+
+        if (stamps := self.data.stamps()) != self.stamps:
+            self.data = open_mixture(self.sources)
+            _check(self.data, self.expected)
+            self.stamps = stamps
+
+    def _done(self, work: Work, report: Report) -> Outcome:
         from mup_tune.train.trainer import train_pack
 
         if isinstance(work, Calibrate):
@@ -84,7 +105,7 @@ class _LaneRunner:
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            raise OutOfMemoryError(str(error).splitlines()[0]) from None
+            raise OutOfMemoryError(_words(error)) from None
 
 
 def _check(data: Mixture, expected: str) -> None:
@@ -122,7 +143,7 @@ def calibrate(
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            full = str(error).splitlines()[0]
+            full = _words(error)
             break
         speeds[size] = size * budget.batch_tokens / seconds
         if device.name != "cpu":
@@ -133,6 +154,11 @@ def calibrate(
     if not speeds:
         raise OutOfMemoryError(full)
     return Calibration(speeds, device.name, gib, bool(full))
+
+
+def _words(error: Exception) -> str:
+    """What a device says of its memory, in a line; a MemoryError may say nothing."""
+    return (str(error) or "out of memory").splitlines()[0]
 
 
 def _peak_gib() -> float:

@@ -127,7 +127,8 @@ def _machine(run: RunView) -> list[tuple[str, str]]:
     if len(packs):
         ends = [datetime.fromisoformat(str(end)) for end in packs["committed_utc"]]
         elapsed = (max(ends) - datetime.fromisoformat(record.created)).total_seconds()
-        rows.append(("wall time", f"{formats.duration(elapsed)} to the last pack, pauses included"))
+        if elapsed >= 0:  # else the machine's clock was set back
+            rows.append(("wall time", f"{formats.duration(elapsed)} to the last pack, pauses included"))
     return rows
 
 

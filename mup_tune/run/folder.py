@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from mup_tune.cores import usable_cores
 from mup_tune.errors import UserError, refused
@@ -30,15 +30,26 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+class Holder(NamedTuple):
+    """The process that the lock file names."""
+
+    pid: int
+    host: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
 class RunFolder:
     """A run's folder. Sub-folders are made by whoever writes into them; the properties only name them.
 
     Attributes:
         path: absolute path of the folder.
+        killed: the driver before that ended without giving the run back, if there was one.
     """
 
-    def __init__(self, path: Path, lock: int | None) -> None:
-        self.path, self._lock = path, lock
+    def __init__(self, path: Path, lock: int | None, killed: Holder | None = None) -> None:
+        self.path, self._lock, self.killed = path, lock, killed
 
     @classmethod
     def create_or_resume(
@@ -58,11 +69,11 @@ class RunFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _refuse_foreign(folder)
-            lock = _take_lock(folder)
+            lock, killed = _take_lock(folder)
         except OSError as error:
             problem = f"cannot be used as a run folder ({str(error.strerror).lower()})"
             raise UserError(problem, file=path, fix=_fix(error)) from None
-        run = cls(folder, lock)
+        run = cls(folder, lock, killed)
         for each in (run.path, run.curves, run.tables, run.settings):
             remove_leftovers(each)
         try:
@@ -250,19 +261,24 @@ def _runs_in(folder: Path) -> list[str]:
         return []
 
 
-def _take_lock(folder: Path) -> int:
-    """An exclusive flock on the run, an open file descriptor. It ends with the process, however that ends."""
+def _take_lock(folder: Path) -> tuple[int, Holder | None]:
+    """An exclusive flock on the run, an open file descriptor, and whom the file names as its holder so far.
+
+    The flock ends with its process, however that ends. So a file that names a process, dead or of a number
+    that was given again, holds nobody off.
+    """
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         for attempt in range(4):
             if _flock(lock, fcntl.LOCK_EX):
+                before = _holder(lock)
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode(), 0)
-                return lock
+                return lock, before
             if attempt < 3:
                 time.sleep(0.05)  # a reader's is_live() holds the lock for microseconds
         raise UserError(
-            f"another driver is at work on this run ({_holder(lock)})",
+            f"another driver is at work on this run ({_holder(lock) or 'a process that has just started'})",
             file=folder,
             fix="Wait until it ends or stop it; the same command then resumes the run",
         )
@@ -288,9 +304,8 @@ def _flock(descriptor: int, kind: int) -> bool:
         raise
 
 
-def _holder(lock: int) -> str:
+def _holder(lock: int) -> Holder | None:
     try:
-        who = json.loads(os.pread(lock, 4096, 0))
-        return f"process {who['pid']} on {who['host']}"
-    except (ValueError, KeyError, TypeError):
-        return "a process that has just started"
+        return Holder(**json.loads(os.pread(lock, 4096, 0)))
+    except (ValueError, TypeError):
+        return None

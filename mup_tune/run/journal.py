@@ -29,13 +29,17 @@ from mup_tune.trial import Pack, PackResult, TrialResult
 
 
 class Journal:
-    """Everything a run knows. A writable one needs the folder's lock; without it the file is read once."""
+    """Everything a run knows. A writable one needs the folder's lock; without it the file is read once.
+
+    ``torn``: bytes at the file's end that no driver had finished, and that were dropped.
+    """
 
     def __init__(self, folder: RunFolder, writable: bool) -> None:
         if writable and not folder.locked:
             raise ValueError("a writable journal needs a folder that holds the run's lock")
         self.folder, self.writable = folder, writable
         self._state, self._log = Contents(), OptunaLog(folder.journal)
+        self.torn = 0
         self._broken = False  # a write broke off: what the file holds is unknown
         _refuse_remains(folder)
         if writable:
@@ -210,7 +214,7 @@ class Journal:
         journal = self.folder.journal
         with naming(journal):
             journal.touch()
-            repair(journal)
+            self.torn += repair(journal)
         self._load()
         with readable(journal):
             self._state.check()

@@ -7,20 +7,21 @@ import os
 from pathlib import Path
 
 
-def repair(journal: Path) -> None:
-    """Cut a torn tail: everything after the last line that is whole and a JSON object.
+def repair(journal: Path) -> int:
+    """Cut a torn tail: everything after the last line that is whole and a JSON object. Its bytes are counted.
 
     A driver killed in the middle of a write leaves half a line. Optuna would append to it and lose both
     records.
     """
     if not journal.is_file():
-        return
+        return 0
     with journal.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
         end = _last_whole(file.fileno(), size)
         if end != size:
             file.truncate(end)
             os.fsync(file.fileno())
+        return size - end
 
 
 def _last_whole(descriptor: int, size: int) -> int:

@@ -13,6 +13,7 @@ from mup_tune.engine.events import OnEvent
 from mup_tune.engine.runner import TrainingRunner
 from mup_tune.errors import UserError
 from mup_tune.findings import Finding
+from mup_tune.interrupts import stops_deferred
 from mup_tune.run.folder import RunFolder
 from mup_tune.run.journal import Journal
 from mup_tune.run.tables import write_tables
@@ -73,7 +74,7 @@ def execute(
             raise KeyboardInterrupt  # the driver was stopped, whatever it made of that
         sweep.journal.set_note("complete", True)
     except BaseException:
-        with suppress(UserError):  # what went wrong first is what users have to know
+        with suppress(UserError), stops_deferred():  # what went wrong first is what users have to know
             write_tables(folder, sweep.journal)
         raise
     write_tables(folder, sweep.journal)

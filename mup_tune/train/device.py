@@ -39,9 +39,9 @@ def measure_device(name: str) -> Device:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether the device's memory ran out: drivers and libraries raise errors of their own, or chain them."""
+    """Whether memory ran out, a GPU's or the machine's: a library has errors of its own, or chains them."""
     if error is None:
         return False
-    text = str(error)
-    known = type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "ALLOC_FAILED" in text
-    return known or out_of_memory(error.__cause__ or error.__context__)
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    said = ("out of memory", "ALLOC_FAILED", "allocate memory")  # the last by torch on a CPU and by mmap
+    return named or any(each in str(error) for each in said) or out_of_memory(error.__cause__ or error.__context__)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import pickle
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from mup_tune.data.mixture import Data, open_mixture
 from mup_tune.data.prepare import prepare
@@ -18,6 +22,7 @@ from mup_tune.errors import UserError
 from mup_tune.settings import untuned
 from mup_tune.shape import Shape, load_shape
 from mup_tune.train import step
+from mup_tune.train.device import out_of_memory
 from mup_tune.train.torch_step import TorchStep
 from mup_tune.trial import Budget, Pack, PackResult, Trial
 
@@ -74,7 +79,14 @@ def test_a_lane_refuses_data_that_is_not_the_runs(tmp_path: Path) -> None:
         TrainingRunner(data, expected)("lane-0")
 
 
-@pytest.mark.parametrize("message", ["Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Triton Error [CUDA]: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED when calling",
+        "DefaultCPUAllocator: can't allocate memory: you tried",
+    ],
+)
 def test_a_device_whose_memory_runs_out_is_one_size_too_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
@@ -102,6 +114,20 @@ def test_a_device_whose_memory_runs_out_is_one_size_too_far(
     assert len(built) == 3
     with pytest.raises(OutOfMemoryError, match=message.split()[0]):
         run(Pack.of("stage", TRIALS + TRIALS), lambda _: None)
+
+
+def test_memory_that_runs_out_on_a_cpu_is_told_as_on_a_gpu() -> None:
+    """By the errors of those who ask for it: torch, NumPy, Python, and the map of a file."""
+    ways: list[Callable[[], object]] = [
+        lambda: torch.empty(2**50),
+        lambda: np.empty(2**58),
+        lambda: bytearray(2**60),
+        lambda: mmap.mmap(-1, 2**60),
+    ]
+    for ask in ways:
+        with pytest.raises((RuntimeError, MemoryError, OSError)) as caught:
+            ask()
+        assert out_of_memory(caught.value), caught.value
 
 
 def test_other_errors_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ def _torn_at_every_byte(run: RunFolder, offsets: range, content: bytes, check: C
     for cut in offsets:
         run.journal.write_bytes(content[:cut])
         journal = Journal(run, writable=True)
+        assert journal.torn == cut - (content.rfind(b"\n", 0, cut) + 1)
         check(journal, cut)
         journal.set_note("after", cut)
         journal.close()

@@ -346,5 +346,5 @@ def test_repair_keeps_what_is_whole(tmp_path: Path, tail: bytes) -> None:
     for good in (b"", whole):
         path = tmp_path / "log"
         path.write_bytes(good + tail)
-        repair(path)
+        assert repair(path) == len(tail)
         assert path.read_bytes() == good
