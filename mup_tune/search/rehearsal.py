@@ -68,7 +68,7 @@ class Rehearsed(Asked):
 
     rehearsed = True
 
-    def __init__(self, context: Context, equal_packs: bool) -> None:
+    def __init__(self, context: Context, equal_packs: bool = False) -> None:
         super().__init__(context, {})
         self.equal_packs = equal_packs
         self.waves: list[Wave] = []
