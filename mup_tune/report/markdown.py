@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from mup_tune.markdown import bullets, plain, table
 from mup_tune.findings import Finding
+from mup_tune.markdown import bullets, plain, table
 from mup_tune.report import facts, formats, words
 from mup_tune.report.claims import Claim
+from mup_tune.report.gains import claims_of, headline_of
 from mup_tune.report.standalone import Drawn
-from mup_tune.report.summary import claims_of, headline_of
 from mup_tune.report.tables import ABOUT
 from mup_tune.run.view import RunView
 

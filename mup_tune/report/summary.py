@@ -9,10 +9,7 @@ from typing import Literal
 from pydantic import ConfigDict, ValidationError
 
 from mup_tune.files import FrozenModel
-from mup_tune.report import claims as claimed
-from mup_tune.report.claims import Claim
-from mup_tune.report.words import Headline
-from mup_tune.run.verdict import last_confirmation
+from mup_tune.report.gains import claims_of, headline_of
 from mup_tune.run.view import RunView
 from mup_tune.stats import Interval
 
@@ -54,17 +51,6 @@ class Summary(FrozenModel):
 
     def text(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
-
-
-def claims_of(run: RunView) -> list[Claim]:
-    """Of the last confirmation; none where the run has none."""
-    confirmation = last_confirmation(run.findings)
-    return claimed.claims_of(confirmation) if confirmation else []
-
-
-def headline_of(run: RunView) -> Headline:
-    """What heads the page of a run, and the sentences below it."""
-    return claimed.headline(run.findings, claims_of(run), len(run.plan.stages), run.live)
 
 
 def summary_of(run: RunView) -> Summary:

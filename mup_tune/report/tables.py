@@ -107,7 +107,7 @@ def curvatures(findings: Sequence[Finding]) -> dict[str, Interval]:
 
 
 def endpoints(run: RunView) -> tuple[Settings, Settings] | None:
-    """The incumbent's Settings before the first stage and after the last; None where no stage has concluded."""
+    """The incumbent's Settings before the first stage and after the last; None before a stage has concluded."""
     path = [finding for finding in run.findings if finding.on_path]
     return (path[0].before, path[-1].after) if path else None
 
@@ -165,7 +165,14 @@ def _points(finding: Finding) -> Iterator[dict[str, Any]]:
         for point in axis.points:
             place = {"offset_log2": point.offset, "value": point.value}
             for seed, loss in point.losses.items():
-                yield {"stage": finding.stage, "axis": axis.axis, "pass": axis.pass_, **place, "seed": seed, "loss": loss}
+                yield {
+                    "stage": finding.stage,
+                    "axis": axis.axis,
+                    "pass": axis.pass_,
+                    **place,
+                    "seed": seed,
+                    "loss": loss,
+                }
 
 
 def _claims(finding: Finding) -> Iterator[dict[str, Any]]:
