@@ -172,7 +172,7 @@ def _cells(values: Sequence[Interval | None]) -> tuple[Cell, ...]:
 
 
 def _ratio(one: TokensSaved | None, other: TokensSaved | None) -> Interval | None:
-    """One factor in tokens over the other: a difference of logarithms. Unknown where a factor has no upper end."""
+    """One factor in tokens over the other, a difference of logarithms; None where one has no upper end."""
     if one is None or other is None or one.beyond or other.beyond:
         return None
     logs = [Interval(*(log(each) for each in (at.value, at.low, at.high))) for at in (one.factor, other.factor)]

@@ -37,7 +37,7 @@ def _title(
     apart: Sequence[Interval],
     nothing: float,
 ) -> str:
-    """``apart``: differences to the first run, where they are known; ``nothing`` is that of two equal runs."""
+    """``apart``: differences to the first run, as far as they are known; ``nothing``: that of equal runs."""
     (low, least), (high, most) = min(values), max(values)
     if len(values) == 2 and len(apart) == 1:
         if apart[0].low <= nothing <= apart[0].high:

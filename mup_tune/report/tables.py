@@ -107,7 +107,7 @@ def curvatures(findings: Sequence[Finding]) -> dict[str, Interval]:
 
 
 def endpoints(run: RunView) -> tuple[Settings, Settings] | None:
-    """The incumbent's Settings before the first stage and after the last; None before a stage has concluded."""
+    """The incumbent's Settings before the first stage and after the last; None before one has concluded."""
     path = [finding for finding in run.findings if finding.on_path]
     return (path[0].before, path[-1].after) if path else None
 
