@@ -46,7 +46,7 @@ demo: setup
 	$(BIN)/mup-tune sweep quickstart --run $(DEMO)/run
 	test -f $(DEMO)/falcon-h1-0.5b/config.json || $(BIN)/mup-tune transfer $(DEMO)/run --from best --target falcon-h1-0.5b --out $(DEMO)/falcon-h1-0.5b
 	$(BIN)/mup-tune report $(DEMO)/run
-	@echo "Open $(DEMO)/run/report.html; train from $(DEMO)/falcon-h1-0.5b/README.md"
+	@echo "Open $(DEMO)/run/report/index.html; train from $(DEMO)/falcon-h1-0.5b/README.md"
 
 clean:
 	rm -rf .venv $(DEMO)

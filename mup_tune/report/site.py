@@ -57,7 +57,8 @@ class Site:
     def __init__(self, folder: Path) -> None:
         folder = folder.resolve()
         alone = is_run(folder) or read_summary(folder) is not None
-        self.root, self.only = (folder.parent, folder.name) if alone else (folder, None)
+        self.root: Path = folder.parent if alone else folder
+        self.only: str | None = folder.name if alone else None
         self._made: OrderedDict[Path, tuple[str, Mapping[str, bytes] | UserError]] = OrderedDict()
         self._drawing = threading.Lock()
 
