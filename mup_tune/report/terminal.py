@@ -89,7 +89,7 @@ def _gains(run: RunView, width: int, ink: Ink) -> Iterator[Text]:
         yield Text()
         yield from _wrapped(f"Gain over {reference} in mnat/token, with its 95 % CI", width, style="bold")
         yield from (_text(next(drawn)) for _ in each)
-    yield _text(f"  {ink.sure} at least   {ink.ci} 95 % CI   {ink.value} mean   {ink.zero} zero")
+    yield _text(f"  {ink.sure} at least  {ink.ci} 95 % CI  {ink.value} mean  {ink.zero} zero")
 
 
 def factor(saved: TokensSaved | None) -> str:
