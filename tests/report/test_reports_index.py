@@ -7,12 +7,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from synthetic_run import full_run, synthetic_findings, write_run
+from synthetic_run import SHAPE, full_run, synthetic_findings, write_run
 from test_report_page import Page
 from typer.testing import CliRunner
 
 from mup_tune.cli import app
 from mup_tune.errors import UserError
+from mup_tune.report.formats import si
 from mup_tune.report.index import entries, has_index, index_page, write_index
 from mup_tune.report.summary import summary_of
 from mup_tune.run.view import load_run
@@ -50,7 +51,7 @@ def test_reports_in_a_folder_called_reports_are_listed_as_they_come(runs: Path, 
     found = [[" ".join(cell.split()) for cell in row] for row in table[1:]]
     (one,) = (row for row in found if row[0] == "oneConfirmed: 45.2 mnat/token lower loss than elr-tuned")
     assert one[1:3] == ["+45.2+38.1 to +52.3", "–"]
-    assert one[4:7] == ["quickstart", "cpu-64145 k parameters", "python-stdlib"]
+    assert one[4:7] == ["quickstart", f"cpu-64{si(SHAPE.parameters())} parameters", "python-stdlib"]
     (two,) = (row for row in found if row[0].startswith(NAMED))
     assert "not finished" in two[0]
     assert "Interrupted after 2 of 3 stages" in two[0]
