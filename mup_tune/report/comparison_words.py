@@ -52,11 +52,11 @@ def _nats(value: float) -> str:
 
 def _in_tokens(of: Compared, row: GainRow) -> str:
     told = [
-        f"{name} needs {formats.times(ratio.value)} (95 % CI {ratio.low:.2f} to {ratio.high:.2f})"
+        f"{name} {formats.times(ratio.value)} (95 % CI {ratio.low:.2f} to {ratio.high:.2f})"
         for name, ratio in zip(of.names, row.ratios, strict=True)
         if ratio is not None
     ]
-    return f"Tokens of the reference over those in {of.names[0]}: {'; '.join(told)}." if told else ""
+    return f"Factor in tokens over that of {of.names[0]}: {'; '.join(told)}." if told else ""
 
 
 def _in_nats(of: Compared, row: GainRow) -> str:
