@@ -15,7 +15,8 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 # What `make check` leaves to `make test`: other processes, training, interpreted kernels, many draws, many figures.
 SLOW := $(addprefix tests/, benchmarks checks cli engine examples loggers/test_wandb.py model/kernels train \
 	model/test_depth.py model/test_fused.py model/test_ssd_mamba.py report/test_figures.py report/test_lengths.py \
-	report/test_report_page.py report/test_report_shapes.py run/test_crash.py search/test_forecast.py \
+	report/test_report_comparison.py report/test_report_folder.py report/test_report_page.py \
+	report/test_report_shapes.py report/test_reports_index.py report/test_serve.py run/test_crash.py search/test_forecast.py \
 	search/test_loop.py search/test_plan_data.py search/test_sampling.py search/stages/test_basin.py \
 	search/stages/test_elr_ewd.py search/stages/test_joint.py search/stages/test_micro.py search/stages/test_surface.py \
 	test_response_surface.py test_stats.py test_stats_landscapes.py transfer/test_load.py transfer/test_loops.py)
@@ -46,7 +47,7 @@ demo: setup
 	$(BIN)/mup-tune sweep quickstart --run $(DEMO)/run
 	test -f $(DEMO)/falcon-h1-0.5b/config.json || $(BIN)/mup-tune transfer $(DEMO)/run --from best --target falcon-h1-0.5b --out $(DEMO)/falcon-h1-0.5b
 	$(BIN)/mup-tune report $(DEMO)/run
-	@echo "Open $(DEMO)/run/report.html; train from $(DEMO)/falcon-h1-0.5b/README.md"
+	@echo "Open $(DEMO)/run/report/index.html; train from $(DEMO)/falcon-h1-0.5b/README.md"
 
 clean:
 	rm -rf .venv $(DEMO)

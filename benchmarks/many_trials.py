@@ -106,7 +106,7 @@ def main() -> None:
     print(f"journal: {(args.run / 'journal.log').stat().st_size / 1e6:.1f} MB")
     for name in ("status", "report"):
         print(f"{name}: {command(name, str(args.run)):.2f} s")
-    print(f"page: {(args.run / 'report.html').stat().st_size / 1e6:.2f} MB")
+    print(f"page: {(args.run / 'report' / 'index.html').stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

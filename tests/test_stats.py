@@ -155,6 +155,34 @@ def test_holm_orders_bounds_and_matches_its_definition(p_values):
     assert ranked[0][1] == pytest.approx(min(1, len(p_values) * ranked[0][0]))
 
 
+def test_a_difference_of_symmetric_intervals_has_the_root_of_summed_squares():
+    found = stats.difference(stats.Interval(7.0, 4.0, 10.0), stats.Interval(3.0, -1.0, 7.0))
+    assert (found.value, found.low, found.high) == pytest.approx((4.0, -1.0, 9.0))
+
+
+def test_a_difference_takes_each_end_from_the_ends_that_make_it():
+    one, other = stats.Interval(5.0, 2.0, 6.0), stats.Interval(1.0, 0.5, 5.0)
+    found = stats.difference(one, other)
+    assert (found.low, found.high) == pytest.approx((4 - np.hypot(3, 4), 4 + np.hypot(1, 0.5)))
+    swapped = stats.difference(other, one)
+    assert (swapped.value, swapped.low, swapped.high) == pytest.approx((-4, -found.high, -found.low))
+
+
+@pytest.mark.parametrize("seeds", [3, 12])
+def test_the_interval_of_a_difference_covers_it(seeds):
+    """Of two independent paired gains whose noises lie four times apart."""
+    rng, held = np.random.default_rng(seeds), 0
+    for _ in range(1500):
+        gains = [
+            paired_gain(candidate, reference)
+            for true, noise in ((0.05, 0.02), (0.02, 0.005))
+            for reference, candidate in [simulated(rng, [2.0, 2.0 - true], seeds, noise)]
+        ]
+        found = stats.difference(*gains)
+        held += found.low <= 0.03 <= found.high
+    assert 0.935 < held / 1500 < 0.99
+
+
 def test_holm_on_known_numbers():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 

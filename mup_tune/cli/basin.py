@@ -15,6 +15,7 @@ from mup_tune.cli.options import (
     FamilyOption,
     JsonOption,
     SettingsOption,
+    again,
     numbers,
     one_of,
 )
@@ -33,6 +34,7 @@ SOURCE = "mup-tune check basin"  # stands where a plan's file stands in messages
 
 
 def basin(
+    context: typer.Context,
     hp: Annotated[str, typer.Option(help="elr, ewd, rope_base or one of the 35 multipliers.")] = "elr",
     widths: Annotated[str, typer.Option(help="d_model values, two or more.")] = "32,64,128",
     depths: Annotated[str, typer.Option(help="Layer counts; the shape's own where left out.")] = "",
@@ -53,8 +55,8 @@ def basin(
 ) -> None:
     """Sweep one hyperparameter at several sizes: how far its optimum drifts from the smallest's, with CIs.
 
-    Pass: the whole CI at the largest size lies inside ±0.5 log2. Fail: all of it outside. Else inconclusive:
-    add seeds, offsets or tokens. The verdict is that of mup where mup is asked for; the tuned losses of mup
+    Pass: the whole CI at the largest size lies inside ±0.5 log2. Fail: all of it outside. Else inconclusive,
+    and the next command is named. The verdict is that of mup where mup is asked for; the tuned losses of mup
     and sp stand side by side. Exit 0 pass, 1 fail, 3 inconclusive. The same command resumes an interrupted
     check.
     """
@@ -72,12 +74,14 @@ def basin(
 
     finding = driven(plan, folder, executor, quiet=json)[0]
     from mup_tune.findings.basins import Basins
-    from mup_tune.report.page import write
+    from mup_tune.report.folder import write_report
     from mup_tune.report.parts.basins import leading
+    from mup_tune.report.terminal import told
     from mup_tune.report.words import result_of, summary
     from mup_tune.run.view import load_run
 
-    write(load_run(folder), folder / "report.html")
+    view = load_run(folder)
+    page = write_report(view, folder / "report", "--run")
     result = result_of(finding, Basins)
     verdict = leading(result.basins).verdict
     if json:
@@ -86,10 +90,18 @@ def basin(
     else:
         rows = [row for basin in result.basins for row in _rows(basin)]
         print_rows(rows, finding.title, "optimum, drift: log2; regret, loss: nats/token; 95 % CIs in brackets")
-        for sentence in summary(finding):
-            console.print(sentence)
-        say(f"Report: {folder / 'report.html'}")
+        say(*told(view, console), "", f"Report: {page}")
+        if verdict == "inconclusive":
+            say(_next(context, leading(result.basins), seeds, offsets))
     raise typer.Exit(EXIT[verdict])
+
+
+def _next(context: typer.Context, basin: Basin, seeds: int, offsets: str) -> str:
+    """What to try next, as another run: a wider grid where an optimum lies beyond this one, or more seeds."""
+    if any(size.no_optimum == "edge" for size in basin.sizes):
+        wider = ",".join(f"{2 * each:g}" for each in numbers(offsets, "--offsets"))
+        return f"A wider grid may hold the optimum: `{again(context, offsets=wider, run=None)}`"
+    return f"More seeds may decide it: `{again(context, seeds=2 * seeds, run=None)}`"
 
 
 def _plan(stage: dict[str, Any], shape: str, settings: str, seeds: int, tokens: int, corpus: str) -> Plan:

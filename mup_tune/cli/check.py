@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from mup_tune.choices import DepthRule
-from mup_tune.cli.options import CorpusOption, FamilyOption, JsonOption, SettingsOption, one_of
-from mup_tune.cli.output import console, err_console, led, print_json, print_rows
+from mup_tune.cli.options import CorpusOption, FamilyOption, JsonOption, SettingsOption, again, one_of
+from mup_tune.cli.output import console, err_console, led, print_json, print_rows, say
 from mup_tune.errors import UserError, located
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def sizes(text: str, flag: str) -> tuple[int, ...]:
 
 @check.command()
 def coordinate(
+    context: typer.Context,
     shape: FamilyOption = "cpu-64",
     widths: Annotated[str, typer.Option(help="d_model values, three or more.")] = "32,64,128,256",
     depths: Annotated[str, typer.Option(help="Layer counts; checks depth at the shape's own width instead.")] = "",
@@ -60,9 +61,9 @@ def coordinate(
 
     Pass: the whole CI lies inside ±0.25, a quarter of an exponent. Fail: all of it outside. A wrong rule
     misses by a half or more. Seeds are added until every site is decided, and the CIs allow for that. What
-    the last seed leaves open is inconclusive. Step 0 is reported, steps ≥ 2 are judged. Exit 0 pass, 1 fail,
-    3 inconclusive. q, v, up and the attention output grow as d on purpose, k and the residual gradient shrink
-    as 1/d: Falcon-H1 parks its width factors there. Logits may shrink.
+    the last seed leaves open is inconclusive, and the next command is named. Step 0 is reported, steps ≥ 2
+    are judged. Exit 0 pass, 1 fail, 3 inconclusive. q, v, up and the attention output grow as d on purpose, k
+    and the residual gradient shrink as 1/d: Falcon-H1 parks its width factors there. Logits may shrink.
     """
     from mup_tune.files import out_folder
     from mup_tune.settings import load_settings
@@ -91,9 +92,10 @@ def coordinate(
         facts = {"direction": direction, "sizes": wanted, "seeds": trained, "tolerance": tolerance}
         print_json({"verdict": verdict, **facts, "rows": [asdict(row) for row in rows]})
     else:
-        _print(
-            rows, verdict, f"{param} over {direction}s {', '.join(map(str, wanted))}, {trained} seeds, ±{tolerance:g}"
-        )
+        over = f"{param} over {direction}s {', '.join(map(str, wanted))}"
+        _print(rows, verdict, f"{over}, {trained} seeds, ±{tolerance:g}")
+        if verdict == "inconclusive":
+            say(f"More seeds may decide it: `{again(context, seeds=2 * max(seeds, trained))}`")
     raise typer.Exit(EXIT[verdict])
 
 
@@ -151,9 +153,8 @@ def _print(rows: list[Judgement], verdict: str, title: str) -> None:
         title,
         "Slope of log2 RMS over log2 size; excess: measured − predicted. Logits and attention logits may shrink.",
     )
-    tail = ": add seeds (--seeds) or sizes" if verdict == "inconclusive" else ""
-    failed = ", ".join(f"{row.site} ({row.of})" for row in rows if row.verdict == "fail")
-    console.print(led(verdict, tail + (f": {failed}" if failed else "")))
+    open_ones = ", ".join(f"{row.site} ({row.of})" for row in rows if row.verdict == verdict)
+    console.print(led(verdict, f": {open_ones}" if verdict != "pass" else ""))
 
 
 def _write(out: Path, traces: list[Trace], rows: list[Judgement]) -> None:

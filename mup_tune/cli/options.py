@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -48,6 +49,22 @@ def numbers(text: str, flag: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",")) if text.strip() else ()
     except ValueError:
         raise UserError(f"{text!r} is not a list of numbers", field=flag, fix="Write it like 1.5,2,4") from None
+
+
+def again(context: typer.Context, **changes: object) -> str:
+    """The command as it was given, for a shell, with some of its options changed; None leaves one out."""
+    parts = [context.command_path]
+    for each in context.command.params:
+        source = context.get_parameter_source(each.name or "")
+        given = source is not None and source.name == "COMMANDLINE"
+        value = changes.get(each.name or "", context.params.get(each.name or "") if given else None)
+        flag = [] if each.param_type_name == "argument" else [max(each.opts, key=len)]
+        if isinstance(value, bool):
+            parts += flag if value else each.secondary_opts[:1]
+        else:
+            for one in value if isinstance(value, list | tuple) else [] if value is None else [value]:
+                parts += [*flag, str(one)]
+    return f"{parts[0]} {shlex.join(parts[1:])}".rstrip()
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]

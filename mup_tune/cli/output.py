@@ -37,6 +37,9 @@ console = Terminal()
 err_console = Terminal(stderr=True)
 
 
+WIDE = 240  # columns that a table takes at most where a user asks for all of it
+
+
 def replace_unencodable() -> None:
     """Let stdout and stderr replace what their encoding lacks, so that a ± cannot end a command."""
     for stream in (sys.stdout, sys.stderr):
@@ -70,14 +73,14 @@ def print_json(data: Any) -> None:
     console.out(json.dumps(data, indent=2, ensure_ascii=not everything))
 
 
-def print_rows(rows: Sequence[dict[str, Any]], title: str, caption: str = "") -> None:
-    """Rows with the same keys, as a table."""
+def print_rows(rows: Sequence[dict[str, Any]], title: str, caption: str = "", wide: bool = False) -> None:
+    """Rows with the same keys, as a table. ``wide``: a line a row, however narrow the terminal is."""
     table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left", box=None)
     for place, key in enumerate(rows[0]):
         numeric = all(isinstance(row[key], int | float | None) for row in rows)
         # What a row is about stays in one piece, as long as it leaves a narrow terminal room for the rest.
         whole = place == 0 and max(len(number(row[key])) for row in rows) <= 24
-        table.add_column(key, justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
+        table.add_column(key, justify="right" if numeric else "left", overflow="fold", no_wrap=whole or numeric or wide)
     for row in rows:
         table.add_row(*(number(value) for value in row.values()))
-    console.print(table)
+    (Terminal(file=console.file, width=max(console.width, WIDE)) if wide else console).print(table)

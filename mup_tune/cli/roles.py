@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from mup_tune.cli.options import SHAPES, JsonOption, SettingsOption, ShapeOption
-from mup_tune.cli.output import print_json, print_rows
+from mup_tune.cli.output import number, print_json, print_rows
+
+WideOption = Annotated[bool, typer.Option("--wide", help="Every column, a line a row: wider than most terminals.")]
+LAYER = "model.layers.{layer}."
 
 
 def multipliers(
@@ -17,6 +20,7 @@ def multipliers(
         typer.Option(metavar="NAME|FILE", help="Where `value` is taken; the base if left out.", autocompletion=SHAPES),
     ] = "",
     settings: SettingsOption = "falcon-h1-published",
+    wide: WideOption = False,
     json: JsonOption = False,
 ) -> None:
     """The 35 µP multipliers: 12 forward, 16 learning-rate and 7 weight-decay ones.
@@ -51,10 +55,11 @@ def multipliers(
         return
     where = shape or "its base Shape"
     title = f"12 forward + 16 learning-rate + 7 weight-decay multipliers: {tuned.name}, at {where}"
-    print_rows(rows, f"{title}, depth rule: {tuned.depth_rule}", at.note if at else "")
+    shown = rows if wide else [{key: each for key, each in row.items() if key != "source"} for row in rows]
+    print_rows(shown, f"{title}, depth rule: {tuned.depth_rule}", at.note if at else "", wide)
 
 
-def roles(shape: ShapeOption, settings: SettingsOption, json: JsonOption = False) -> None:
+def roles(shape: ShapeOption, settings: SettingsOption, wide: WideOption = False, json: JsonOption = False) -> None:
     """What every parameter gets: init std, forward multiplier, LR, WD, eps, and the rule behind it.
 
     The abc-parametrisation is Falcon-H1's: width factors sit in the forward multipliers, LR and WD are the
@@ -71,8 +76,23 @@ def roles(shape: ShapeOption, settings: SettingsOption, json: JsonOption = False
     if json:
         print_json([{key: asdict(row)[key] for key in (*keys, "init", "source")} for row in table.rows])
         return
-    rows = [{key: asdict(row)[key] for key in keys} for row in table.rows]
-    print_rows(rows, f"{table.settings.name} at {at.name}", "init_std –: not a zero-mean draw, see the rule")
+    title, note = f"{table.settings.name} at {at.name}", "init_std –: not a zero-mean draw, see the rule"
+    if wide:
+        print_rows([{key: asdict(row)[key] for key in keys} for row in table.rows], title, note, wide)
+        return
+    eps = ", ".join(sorted({number(row.eps) for row in table.rows}))
+    shown = [
+        {
+            "parameter": f"{row.parameter.removeprefix(LAYER).removesuffix('.weight')} {row.slice}".rstrip(),
+            "shape": row.shape,
+            "init_std": row.init_std,
+            "multiplier": row.multiplier,
+            "lr": row.lr,
+            "wd": row.weight_decay,
+        }
+        for row in table.rows
+    ]
+    print_rows(shown, title, f"{note} (--wide, with full names). eps: {eps}")
 
 
 def register(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mup_tune.cli.options import JsonOption, RunArgument
-from mup_tune.cli.output import console, led, print_json, print_rows
+from mup_tune.cli.output import console, print_json, print_rows, say
 
 STATES = {
     "complete": "complete",
@@ -79,7 +79,9 @@ def _facts(run: Any) -> dict[str, Any]:
 
 
 def _print(data: dict[str, Any]) -> None:
-    console.print(led(data["verdict"], f". {data['below']}" if data["below"] else ""))
+    from mup_tune.report.terminal import answer, width_of
+
+    say(*answer(data["verdict"], data["below"], width_of(console)))
     rows = [{key: each[key] for key in ("stage", "state", "trials", "title")} for each in data["stages"]]
     if rows:
         print_rows(rows, data["run"], "What each stage found is in `mup-tune report`, and in --json")

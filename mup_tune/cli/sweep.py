@@ -18,7 +18,7 @@ from mup_tune.cli.options import (
     ScaleOption,
     SetOption,
 )
-from mup_tune.cli.output import console, led
+from mup_tune.cli.output import console, say
 
 if TYPE_CHECKING:
     from mup_tune.search.plan import Plan
@@ -75,18 +75,20 @@ def _drive(
 ) -> None:
     """To the plan's end, and then what it found and what comes next."""
     from mup_tune.cli.driving import driven
-    from mup_tune.report.words import summary
+    from mup_tune.report.terminal import told
+    from mup_tune.run.view import load_run
     from mup_tune.transfer.evidence import next_transfer
     from mup_tune.transfer.resolve import resolve
 
-    for finding in driven(plan, run, executor, address, lanes, log=log or ()):
-        console.print(led(finding.stage, f" {finding.title}"))
-        for sentence in summary(finding):
-            console.print(f"  {sentence}")
+    driven(plan, run, executor, address, lanes, log=log or ())
+    say(*told(load_run(run), console))
     target = plan.header.target or "falcon-h1-0.5b"
     transfer = next_transfer(resolve(str(run)).evidence, f"mup-tune transfer {run} --target {target} --out DIR")
-    console.print(
-        f"Tuned settings: {run.absolute() / 'settings' / 'incumbent.yaml'}. Next: `mup-tune report {run}`, {transfer}."
+    say(
+        "",
+        f"Tuned settings: {run.absolute() / 'settings' / 'incumbent.yaml'}",
+        f"Report: `mup-tune report {run}`",
+        f"Next: {transfer}",
     )
 
 

@@ -14,6 +14,7 @@ from mup_tune.cli.options import (
     JsonOption,
     LanesOption,
     RunArgument,
+    again,
     numbers,
 )
 from mup_tune.cli.output import console, print_json, say
@@ -28,6 +29,7 @@ SOURCE = "mup-tune validate"  # stands where a plan's file stands in messages
 
 
 def validate(
+    context: typer.Context,
     run: RunArgument,
     widths: Annotated[str, typer.Option(help="Widths to validate at, in multiples of the proxy's. '' for none.")] = "2",
     depths: Annotated[str, typer.Option(help="Depths to validate at, in multiples of the proxy's. '' for none.")] = "2",
@@ -74,19 +76,21 @@ def validate(
     folder = out or run.absolute().with_name(f"{run.absolute().name}-validate-{plan.hash[:8]}")
     finding = driven(plan, folder, executor, address, lanes, quiet=json)[0]
     from mup_tune.findings.validation import Validation
-    from mup_tune.report.page import write
+    from mup_tune.report.folder import write_report
+    from mup_tune.report.terminal import told
     from mup_tune.report.words import result_of, summary
     from mup_tune.run.view import load_run
 
-    write(load_run(folder), folder / "report.html")
+    view = load_run(folder)
+    page = write_report(view, folder / "report", "--run")
     result = result_of(finding, Validation)
     if json:
         result_data = finding.model_dump(mode="json", include={"result"})
         print_json({"verdict": result.verdict, "run": str(folder), "summary": summary(finding), **result_data})
     else:
-        for sentence in summary(finding):
-            console.print(sentence)
-        say(f"Report: {folder / 'report.html'}")
+        say(*told(view, console), "", f"Report: {page}")
+        if result.verdict == "inconclusive":
+            say(f"More seeds may show it: `{again(context, seeds=2 * seeds, out=None)}`")
     raise typer.Exit(EXIT[result.verdict])
 
 

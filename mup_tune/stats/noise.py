@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import hypot, sqrt
 from typing import ClassVar
 
 import numpy as np
@@ -108,6 +108,18 @@ def paired_gain(candidate: Losses, reference: Losses, sigma: Sigma | None = None
     if sigma is None:
         sigma = Sigma(float(differences.std(ddof=1)), len(seeds) - 1)
     return t_interval(float(differences.mean()), sigma.value / sqrt(len(seeds)), sigma.dof)
+
+
+def difference(one: Interval, other: Interval) -> Interval:
+    """one − other, of independent measurements, with its CI from theirs (Zou and Donner 2008).
+
+    Each end lies as far off as the root of the summed squares of the two distances that it is made of. Where
+    both CIs are symmetric, that is the root of the summed squared standard errors.
+    """
+    value = one.value - other.value
+    below = hypot(one.value - one.low, other.high - other.value)
+    above = hypot(one.high - one.value, other.value - other.low)
+    return Interval(value, value - below, value + above)
 
 
 def detectable(sigma: Sigma, seeds: int, tests: int = 1) -> float:

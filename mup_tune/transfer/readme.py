@@ -1,13 +1,13 @@
 """The README.md of an export: the same head for all formats, and a section of each.
 
-Names that users chose pass through :func:`plain`, so that Markdown shows them as they are.
+Names that users chose pass through :func:`mup_tune.markdown.plain`, so that Markdown shows them as they are.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from mup_tune.markdown import bullets, plain, table
 from mup_tune.schedule import batch_lr_factor
 from mup_tune.transfer.aim import Aimed
 from mup_tune.transfer.format import Format
@@ -46,10 +46,10 @@ def readme(aimed: Aimed, formats: Sequence[Format], verification: Mapping[str, s
     parts = [
         FIRST + start,
         f"# {plain(shape.name or 'target')}, {shape.parameters():,} parameters, from {plain(aimed.tuned.origin)}",
-        *([f"**Warnings**\n\n{_bullets(map(plain, aimed.warnings))}"] if aimed.warnings else []),
+        *([f"**Warnings**\n\n{bullets(map(plain, aimed.warnings))}"] if aimed.warnings else []),
         *([f"On this Shape: {plain(shape.note)}."] if shape.note else []),
         _made_from(aimed),
-        f"Checked:\n\n{_bullets(f'`{name}`: {said}.' for name, said in verification.items())}",
+        f"Checked:\n\n{bullets(f'`{name}`: {said}.' for name, said in verification.items())}",
         f"Global axes: ELR {settings.elr:.6g}, EWD {settings.ewd:.6g}, so η = {settings.eta:.6g} and λ = "
         f"{settings.lam:.6g}. Base Shape, where all width and depth factors are 1: {base}. Depth rule: "
         f"{settings.depth_rule}.",
@@ -62,11 +62,6 @@ def readme(aimed: Aimed, formats: Sequence[Format], verification: Mapping[str, s
         f"## Schedule\n\n{_schedule(optimizer.schedule)}",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def plain(text: str) -> str:
-    """``text`` as Markdown that shows it verbatim: no emphasis, links, code, HTML, tables or mathematics."""
-    return re.sub(r"([\\`*\[\]<>|&$~#]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
 
 
 def _made_from(aimed: Aimed) -> str:
@@ -84,7 +79,7 @@ def _made_from(aimed: Aimed) -> str:
 
 def _rules(aimed: Aimed) -> str:
     rows = [(rule.name, f"{rule.factor:.6g}", rule.what, rule.source) for rule in aimed.rules]
-    return _table(("rule", "factor", "what", "source"), rows)
+    return table(("rule", "factor", "what", "source"), rows)
 
 
 def _groups(groups: Sequence[Group]) -> str:
@@ -100,7 +95,7 @@ def _groups(groups: Sequence[Group]) -> str:
         )
         for each in groups
     ]
-    return _table(("parameters", "lr", "weight_decay", "eps", "init std", "forward multiplier"), rows)
+    return table(("parameters", "lr", "weight_decay", "eps", "init std", "forward multiplier"), rows)
 
 
 def _init(part: InitSlice) -> str:
@@ -118,7 +113,7 @@ def _by_slice(values: Mapping[str, str]) -> str:
 
 def _section(format_: Format, aimed: Aimed) -> str:
     lost = format_.lost(aimed)
-    tail = f"\n\nNot carried over:\n\n{_bullets(lost)}" if lost else ""
+    tail = f"\n\nNot carried over:\n\n{bullets(lost)}" if lost else ""
     return f"## {format_.name}: {format_.about}\n\n{format_.section(aimed)}{tail}"
 
 
@@ -153,13 +148,4 @@ def _schedule(spec: ScheduleSpec) -> str:
             "all. For another batch b Falcon-H1 scales η by √(b/b_ref) (arXiv 2507.22448); that is NOT applied here: "
             "if your batch differs, transfer again with `--batch-tokens`, or re-sweep η."
         )
-    return _bullets(lines)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"* {line}" for line in lines)
+    return bullets(lines)

@@ -86,7 +86,7 @@ def test_a_check_trains_once_prints_its_numbers_and_exits_by_its_verdict(
     # Untuned mup at its base Shape is sp: one set of trials, one set of losses.
     assert sizes[0]["points"] == data["basins"][1]["sizes"][0]["points"]
     assert sizes[1]["points"] != data["basins"][1]["sizes"][1]["points"]
-    page = (run / "report.html").read_text()
+    page = (run / "report" / "index.html").read_text()
     for size in sizes:
         best = next(point for point in size["points"] if point["offset"] == size["best_offset"])
         loss = f"{best['losses']['0']:.4f}"

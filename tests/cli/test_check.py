@@ -52,3 +52,14 @@ def test_bad_input_is_named(arguments: list[str], message: str) -> None:
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_an_inconclusive_check_names_the_command_that_may_decide(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mup_tune.checks import coordinate
+
+    monkeypatch.setattr(coordinate, "overall", lambda rows: "inconclusive")
+    sizes = ("--widths", "32,64,128", "--steps", 2, "--seeds", 2, "--corpus", corpus)
+    done = mup_tune("check", "coordinate", *sizes)
+    assert done.returncode == 3
+    said = f"`mup-tune check coordinate --widths 32,64,128 --steps 2 --seeds 4 --corpus {corpus}`"
+    assert done.stdout.splitlines()[-1] == f"More seeds may decide it: {said}"

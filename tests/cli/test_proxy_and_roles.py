@@ -91,6 +91,28 @@ def test_roles_json_has_the_promised_keys_and_the_fixed_factors() -> None:
     assert any("attention_in" in row["rule"] for row in rows)
 
 
+@pytest.mark.parametrize("shape", ["cpu-64", "falcon-h1-34b"])
+@pytest.mark.parametrize("command", ["roles", "multipliers"])
+def test_tables_fit_80_columns_and_split_no_number(command: str, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    asked = (command, "--shape", shape, "--settings", "falcon-h1-published")
+    lines, rows = run(*asked).stdout.splitlines(), json.loads(run(*asked, "--json").stdout)
+    assert max(map(len, lines)) <= 80
+    key = "init_std" if command == "roles" else "value"
+    words = {word for line in lines for word in line.split()}
+    assert {f"{row[key]:.5g}" for row in rows if row[key] is not None} <= words
+    assert "arXiv" not in " ".join(lines)
+
+
+@pytest.mark.parametrize(("command", "last"), [("roles", "rule"), ("multipliers", "source")])
+def test_wide_shows_every_column_a_line_a_row(command: str, last: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    asked = (command, "--shape", "falcon-h1-34b", "--settings", "falcon-h1-published")
+    lines = [line.rstrip() for line in run(*asked, "--wide").stdout.splitlines()]
+    for row in json.loads(run(*asked, "--json").stdout):
+        assert any(line.endswith(row[last]) and row.get("parameter", row.get("name")) in line for line in lines)
+
+
 def test_proxy_make_writes_a_shape_that_show_reads_back(tmp_path: Path) -> None:
     out = tmp_path / "small.yaml"
     made = run("proxy", "make", "--target", "falcon-h1-0.5b", "--width", "64", "--depth", "2", "--out", str(out))

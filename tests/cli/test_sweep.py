@@ -83,7 +83,7 @@ def test_a_sweep_ends_with_settings_tables_and_status(finished: Path) -> None:
     assert status["trials"] == len(losses(finished)) >= 30
     assert (finished / "settings" / "incumbent.yaml").is_file()
     assert mup_tune("report", finished).returncode == 0
-    page = (finished / "report.html").read_text()
+    page = (finished / "report" / "index.html").read_text()
     assert "<svg" in page
     assert (status["state"], status["stages_planned"]) == ("complete", 3)
     assert status["verdict"] in html.unescape(page)
@@ -122,7 +122,7 @@ def test_a_finished_run_is_validated_at_larger_shapes(finished: Path, tmp_path: 
     assert [(at["shape"]["d_model"], at["width"]) for at in found["result"]["shapes"]] == [(32, 1), (64, 2)]
     incumbent = (finished / "settings" / "incumbent.yaml").read_text()
     assert (run / "settings" / "incumbent.yaml").read_text() == incumbent
-    assert "Where the best ELR lies" in (run / "report.html").read_text()
+    assert "Where the best ELR lies" in (run / "report" / "index.html").read_text()
     again = mup_tune(*asked, "--run", run, "--executor", "inline", "--json")
     assert json.loads(again.stdout) == found
 

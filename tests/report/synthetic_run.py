@@ -31,6 +31,7 @@ BUDGET = Budget(
     decay_tokens=81_920,
     val_tokens=65_536,
 )
+CORPUS = {"name": "python-stdlib", "hash": "fedcba9876543210"}
 GRID = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 
 
@@ -261,9 +262,9 @@ def write_run(
     diverged: bool = False,
     trained: bool = True,
     stages: tuple[str, ...] = ("elr_ewd", "micro", "confirm"),
+    corpus: dict[str, Any] = CORPUS,
 ) -> Path:
     """A run folder by the run's own journal: its last stage trained the incumbent and each reference."""
-    corpus = {"name": "python-stdlib", "hash": "fedcba9876543210"}
     with RunFolder.create_or_resume(path, plan(name, stages), "0123456789abcdef", corpus) as folder:
         journal = Journal(folder, writable=True)
         for each in findings:

@@ -311,7 +311,7 @@ def test_command_writes_the_same_page_beside_the_run_or_where_told(tmp_path: Pat
     assert result.exit_code == 0, result.output
     out = tmp_path / "page.html"
     assert runner.invoke(app, ["report", str(run), "--out", str(out)]).exit_code == 0
-    assert out.read_bytes() == (run / "report.html").read_bytes()
+    assert out.read_bytes() == (run / "report" / "index.html").read_bytes()
     assert isinstance(runner.invoke(app, ["report", str(tmp_path / "nothing")]).exception, UserError)
 
 
@@ -323,7 +323,7 @@ def test_command_on_a_run_that_has_no_tables_yet(tmp_path: Path) -> None:
         app.callback()(lambda: None)
         register(app)
         assert CliRunner().invoke(app, ["report", str(tmp_path / "run")]).exit_code == 0
-    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    text = (tmp_path / "run" / "report" / "index.html").read_text(encoding="utf-8")
     assert Page(text).text("h1") == ["Still in progress: no stage has concluded yet"]
 
 

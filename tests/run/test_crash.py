@@ -90,7 +90,7 @@ def test_half_written_files_are_cleared_by_the_next_driver(tmp_path: Path) -> No
     with folder(tmp_path) as run:
         begun(run).close()
     places = [
-        run.path / ".report.html",
+        run.path / ".report",
         run.curves / ".p.parquet",
         run.tables / ".trials.csv",
         run.settings / ".a.yaml",

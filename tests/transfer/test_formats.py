@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from mup_tune.cli.transfer import FormatOption
 from mup_tune.errors import UserError
+from mup_tune.markdown import plain
 from mup_tune.settings import Settings
 from mup_tune.shape import Shape
 from mup_tune.transfer.aim import Aimed, aim
@@ -24,7 +25,6 @@ from mup_tune.transfer.export import export
 from mup_tune.transfer.format import Format
 from mup_tune.transfer.formats import formats
 from mup_tune.transfer.load import load_transfer
-from mup_tune.transfer.readme import plain
 from mup_tune.transfer.resolve import Tuned, resolve
 from mup_tune.transfer.step_0 import write_step_0
 from mup_tune.trial import Budget
