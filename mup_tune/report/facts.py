@@ -1,18 +1,36 @@
-"""What was run, as terms and values, and the curves of the Settings compared."""
+"""What was run, as terms and values: the plan, the proxy, the budget, the data and the environment."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from math import isfinite
 
 import numpy as np
 import pandas as pd
 
+from mup_tune.multipliers import MULTIPLIER_NAMES
 from mup_tune.report import formats
-from mup_tune.report.figures.curves import Curve
 from mup_tune.run.description import CorpusRecord, PlanRecord, SourceRecord
 from mup_tune.run.view import RunView
+from mup_tune.settings import GLOBAL_AXES
 from mup_tune.shape import Shape
+
+LONG = {"elr": "learning rate (ELR)", "ewd": "weight decay (EWD)", "rope_base": "RoPE base"}
+
+
+def what_was_tuned(run: RunView) -> str:
+    """What was tuned, on which proxy and on which text, as one sentence."""
+    plan, corpus = run.plan, run.record.corpus
+    swept = {axis.axis for finding in run.findings for axis in finding.axes}
+    n = sum(name in swept for name in MULTIPLIER_NAMES)
+    found = [f"{'all' if n == len(MULTIPLIER_NAMES) else f'{n} of the'} 35 µP multipliers"] if n else []
+    found += [LONG[axis] for axis in GLOBAL_AXES if axis in swept]
+    what = " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found) or "Nothing yet"
+    sources = ", ".join(f"{each.name} ({formats.si(each.train_tokens)} tokens)" for each in corpus.sources)
+    return (
+        f"Tuned: {what}, of {plan.proxy.name or 'a proxy'} ({plan.proxy.size}, {plan.proxy.parameters():,} parameters) "
+        f"on {sources or corpus.name}, {plan.budget.total_tokens:,} tokens a trial"
+        f"{f', for {plan.target.name}' if plan.target and plan.target.name else ''}."
+    )
 
 
 def what_was_run(run: RunView) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -34,7 +52,7 @@ def what_was_run(run: RunView) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Proxy Shape", [("name", plan.proxy.name), ("parameters", f"{plan.proxy.parameters():,}"), *sizes]),
         ("Budget of one trial", _budget(plan)),
         ("Data", _data(plan, record.corpus)),
-        ("Machine", _machine(run)),
+        ("Environment", _machine(run)),
         ("Trials", _trials(run)),
     ]
     return [(title, [(term, text) for term, text in rows if text]) for title, rows in groups]
@@ -107,6 +125,7 @@ def _machine(run: RunView) -> list[tuple[str, str]]:
         ("CPUs", str(record.cpus or "")),
         ("Python", record.python),
         ("mup-tune", record.version),
+        ("git commit", record.commit or ""),
     ]
     columns = {
         "device": "device",
@@ -115,20 +134,14 @@ def _machine(run: RunView) -> list[tuple[str, str]]:
         "mup_tune": "trained by mup-tune",
         "torch": "torch",
         "backend": "backend",
+        "cpu": "CPU capability",
     }
     rows += [(label, _distinct(packs, column)) for column, label in columns.items()]
-    speed, mfu, seconds = (_numbers(packs, column) for column in ("tokens_per_s", "mfu", "seconds"))
+    speed, mfu = (_numbers(packs, column) for column in ("tokens_per_s", "mfu"))
     if len(speed):
         rows.append(("throughput", f"{formats.si(float(np.median(speed)))} tokens/s, median over packs"))
     if len(mfu):
         rows.append(("MFU", f"{100 * float(np.median(mfu)):.1f} %, median over packs"))
-    if len(seconds):
-        rows.append(("training time", f"{formats.duration(float(np.sum(seconds)))}, summed over packs"))
-    if len(packs):
-        ends = [datetime.fromisoformat(str(end)) for end in packs["committed_utc"]]
-        elapsed = (max(ends) - datetime.fromisoformat(record.created)).total_seconds()
-        if elapsed >= 0:  # else the machine's clock was set back
-            rows.append(("wall time", f"{formats.duration(elapsed)} to the last pack, pauses included"))
     return rows
 
 
@@ -157,38 +170,3 @@ def _numbers(table: pd.DataFrame, column: str) -> list[float]:
     if column not in table:
         return []
     return [float(each) for each in table[column].dropna() if isfinite(float(each))]
-
-
-def curves(run: RunView) -> tuple[dict[str, Curve], dict[str, Curve], int]:
-    """Training loss of the final incumbent and of each reference over the seeds that all of them trained on.
-
-    Returns (median loss over seeds in nats/token, median of reference − incumbent in millinats/token, seeds),
-    by name, over tokens of one member; smoothed over a fiftieth of the training. Settings without trials are
-    left out.
-    """
-    final = run.settings
-    if final is None:
-        return {}, {}, 0
-    # References that are the incumbent itself would draw its line twice.
-    named = {"incumbent": final, **{name: each for name, each in run.references.items() if each != final}}
-    found = {name: per_seed for name, each in named.items() if (per_seed := run.curves_of(each))}
-    if "incumbent" not in found or len(found) < 2:
-        return {}, {}, 0
-    seeds = sorted(set.intersection(*(set(per_seed) for per_seed in found.values())))
-    if not seeds:
-        return {}, {}, 0
-    stacks = {name: pd.concat([per_seed[seed] for seed in seeds], axis=1) for name, per_seed in found.items()}
-    window = max(1, len(stacks["incumbent"]) // 50)
-    smooth = {name: stack.rolling(window, min_periods=1).mean() for name, stack in stacks.items()}
-    losses = {name: _line(stack.median(axis=1)) for name, stack in smooth.items()}
-    gaps = {
-        f"{name} − incumbent": _line(1e3 * (stack - smooth["incumbent"]).median(axis=1))
-        for name, stack in smooth.items()
-        if name != "incumbent"
-    }
-    return losses, gaps, len(seeds)
-
-
-def _line(series: pd.Series[float]) -> Curve:
-    kept = series.dropna()
-    return [float(each) for each in kept.index], [float(each) for each in kept]

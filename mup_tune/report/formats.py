@@ -10,6 +10,8 @@ from mup_tune.stats.tokens import TokensSaved
 
 NONE = "–"
 MINUS = "−"
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+MOST = 1.0  # nats/token: an interval that reaches further tells nothing more
 
 
 def loss(value: float | None) -> str:
@@ -25,14 +27,27 @@ def signed(value: float, decimals: int) -> str:
     return ("+" if value > 0 else MINUS) + text
 
 
+def minus(text: str) -> str:
+    """A formatted number with a true minus, in front and in its exponent."""
+    return text.replace("-", MINUS)
+
+
 def mnat(value: float | None) -> str:
     """A difference given in nats/token, printed in millinats/token."""
     return NONE if value is None or not math.isfinite(value) else signed(1e3 * value, 1)
 
 
 def mnat_ci(interval: Interval | None) -> str:
-    """``+38.1 to +52.3``: the 95 % CI of a difference, in millinats/token."""
-    return NONE if interval is None else f"{mnat(interval.low)} to {mnat(interval.high)}"
+    """``+38.1 to +52.3``: the 95 % CI of a difference, in millinats/token.
+
+    An end beyond :data:`MOST`, far from the value, is as good as unbounded: ``more than +1,000``.
+    """
+    if interval is None:
+        return NONE
+    far = max(MOST, 3 * abs(interval.value))
+    low = f"less than {signed(-1e3 * MOST, 0)}" if interval.low < -far else mnat(interval.low)
+    high = f"more than {signed(1e3 * MOST, 0)}" if interval.high > far else mnat(interval.high)
+    return f"{low} to {high}"
 
 
 def log2(value: float | None, decimals: int = 2) -> str:
@@ -97,3 +112,15 @@ def instant(iso: str | None) -> str:
 
 def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def scientific(number: float) -> str:
+    """A huge count: ``7.8 × 10¹¹``."""
+    mantissa, _, exponent = f"{number:.1e}".partition("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
+
+
+def hours(seconds: float) -> str:
+    """Hours to three significant digits: ``0.0364 h``, ``11.2 h``, ``1,240 h``."""
+    found = seconds / 3600
+    return f"{found:,.0f} h" if found >= 100 else f"{found:.3g} h"

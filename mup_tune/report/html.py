@@ -20,7 +20,21 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("loss", "mnat", "mnat_ci", "log2", "log2_ci", "value", "times", "times_ci", "p_value", "plural", "si"):
+    for name in (
+        "loss",
+        "mnat",
+        "mnat_ci",
+        "log2",
+        "log2_ci",
+        "value",
+        "times",
+        "times_ci",
+        "p_value",
+        "plural",
+        "si",
+        "scientific",
+        "duration",
+    ):
         found.filters[name] = getattr(formats, name)
     return found
 

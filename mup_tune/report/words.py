@@ -29,6 +29,13 @@ class Headline(NamedTuple):
     below: str = ""
 
 
+class Gained(NamedTuple):
+    """What a stage gained over where it began. ``fresh``: on seeds that chose nothing."""
+
+    gain: Interval
+    fresh: bool
+
+
 def summary(finding: Finding) -> list[str]:
     """What the stage learned, a sentence an entry."""
     return list(_part(finding, "summary")(finding))
@@ -38,6 +45,17 @@ def headline(finding: Finding) -> Headline | None:
     """None where the result makes none."""
     found: Headline | None = _part(finding, "headline")(finding)
     return found
+
+
+def gained(finding: Finding) -> Gained | None:
+    """What moving the incumbent brought; None where nothing moved, or where nothing measured it."""
+    found: Gained | None = _part(finding, "gained")(finding)
+    return found
+
+
+def note(finding: Finding, axis: AxisFinding) -> str:
+    """What a table's numbers leave unsaid about an axis."""
+    return str(_part(finding, "note")(finding, axis))
 
 
 def why(finding: Finding, axis: AxisFinding) -> str:
@@ -53,6 +71,11 @@ def verdict(finding: Finding, comparison: Comparison) -> str:
 def draws_comparisons(finding: Finding) -> bool:
     """Whether the section's figures hold the comparisons."""
     return bool(_part(finding, "draws_comparisons")(finding))
+
+
+def draws_axes(finding: Finding) -> bool:
+    """Whether the section has a table of the axes."""
+    return bool(_part(finding, "draws_axes")(finding))
 
 
 def draws_points(finding: Finding) -> bool:
@@ -86,12 +109,17 @@ def result_of(finding: Finding, kind: type[ResultT]) -> ResultT:
 
 def ci(interval: Interval, form: str = ".4f") -> str:
     """``(95 % CI 0.0101 … 0.0145)``."""
-    return f"(95 % CI {interval.low:{form}} … {interval.high:{form}})"
+    return formats.minus(f"(95 % CI {interval.low:{form}} … {interval.high:{form}})")
 
 
 def nats(interval: Interval, form: str = ".4f") -> str:
     """Nats/token with their CI."""
-    return f"{interval.value:{form}} nats/token {ci(interval, form)}"
+    return f"{formats.minus(f'{interval.value:{form}}')} nats/token {ci(interval, form)}"
+
+
+def p(value: float | None) -> str:
+    """``p = 0.0123``; nothing where it is not known."""
+    return "" if value is None else formats.minus(f"p = {value:.2g}")
 
 
 def gain(interval: Interval | None) -> str:
@@ -101,7 +129,7 @@ def gain(interval: Interval | None) -> str:
 
 def log2(interval: Interval) -> str:
     """A log2 offset with its CI."""
-    return f"{interval.value:+.2f} log2 {ci(interval, '+.2f')}"
+    return formats.minus(f"{interval.value:+.2f} log2 {ci(interval, '+.2f')}")
 
 
 def opposite(interval: Interval) -> Interval:

@@ -61,7 +61,7 @@ def read_curves(folder: Path, pack: Mapping[str, Any]) -> Any:
         raise UserError(f"cannot be read ({error.strerror})", file=path) from None
     if hashlib.sha256(content).hexdigest() != pack["curves"]["sha256"]:
         raise UserError("is not the file that the run committed: its SHA-256 differs", file=path)
-    # In this thread: those of Arrow's datasets let go of the content late, and abort a program that is ending.
+    # In this thread: those of Arrow's datasets let go of the content late, and abort an ending program.
     stored = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
     hashes = pa.array(pack["hashes"], pa.string()).take(stored.column("member"))
     stored = stored.drop_columns("member").add_column(0, "hash", hashes)

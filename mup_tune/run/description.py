@@ -51,7 +51,10 @@ class CorpusRecord(FrozenModel):
 
 
 class RunRecord(FrozenModel):
-    """``run.json``: which version made the run, from which plan and corpus, when and on which machine."""
+    """``run.json``: which version made the run, from which plan and corpus, when and on which machine.
+
+    ``commit``: of the git checkout that mup-tune ran from, where it did.
+    """
 
     version: str
     plan_hash: str
@@ -61,3 +64,4 @@ class RunRecord(FrozenModel):
     python: str
     platform: str
     cpus: int | None
+    commit: str | None = None

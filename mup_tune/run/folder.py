@@ -20,7 +20,7 @@ from mup_tune.cores import usable_cores
 from mup_tune.errors import UserError, refused
 from mup_tune.files import dump_yaml, read_json, read_yaml, remove_leftovers, validated, write_atomic
 from mup_tune.run.description import CorpusRecord, PlanRecord, RunRecord
-from mup_tune.version import VERSION
+from mup_tune.version import VERSION, commit
 
 LOCK, RECORD, PLAN = "lock", "run.json", "plan.yaml"
 SHOWN = 5  # differing fields that a refusal lists
@@ -223,6 +223,7 @@ def _record(plan_hash: str, corpus: dict[str, Any]) -> RunRecord:
         python=platform.python_version(),
         platform=platform.platform(),
         cpus=usable_cores(),
+        commit=commit(),
     )
 
 

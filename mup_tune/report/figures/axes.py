@@ -1,8 +1,7 @@
-"""A swept axis as a panel, and gains as intervals."""
+"""A swept axis as a panel."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,20 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from mup_tune.findings import AxisFinding
 from mup_tune.report.figures.style import BLUE, GREEN, INK, LINE, PAPER, RED, SOFT, drawing, svg
 from mup_tune.report.figures.values import differences, ended, highest_shown, standard_error
-from mup_tune.report.formats import mnat, si
-from mup_tune.stats import Interval
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One row of :func:`intervals`, in nats/token; ``strong`` rows have a CI that excludes 0."""
-
-    label: str
-    interval: Interval
-
-    @property
-    def strong(self) -> bool:
-        return self.interval.above_0 or self.interval.below_0
+from mup_tune.report.formats import log2, si
 
 
 def paired(axis: AxisFinding) -> tuple[list[float], list[dict[int, float]], float | None]:
@@ -153,32 +139,7 @@ def _draw_fit(
 
 
 def _describe(axis: AxisFinding) -> str:
-    found = f"; fitted optimum at {axis.fit.optimum.value:+.2f} log2" if axis.fit else "; no fit"
+    found = f"; fitted optimum at {log2(axis.fit.optimum.value)} log2" if axis.fit else "; no fit"
     diverged = sum(loss is None for point in axis.points for loss in point.losses.values())
     lost = f"; {diverged} trials diverged" if diverged else ""
     return f"{axis.axis}: loss against log2 offset, {len(axis.points)} grid points{found}{lost}; {axis.decision}"
-
-
-def intervals(bars: Sequence[Bar], name: str, description: str, label: str = "gain (mnat/token)") -> Markup:
-    """Dot and 95 % interval per row, in millinats; the dot is filled where the interval excludes 0."""
-    names = [textwrap.fill(bar.label, 24, break_long_words=True) for bar in bars]
-    lines = sum(1 + text.count("\n") for text in names)
-    with drawing(330, 44 + 6 * len(bars) + 12 * lines) as figure:
-        axes = figure.add_subplot()
-        axes.axvline(0, color=INK, linewidth=0.8, alpha=0.7)
-        for y, bar in enumerate(bars):
-            low, mid, high = (1e3 * each for each in (bar.interval.low, bar.interval.value, bar.interval.high))
-            colour = BLUE if bar.strong and mid > 0 else RED if bar.strong else SOFT
-            axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
-            axes.plot([low, low, high, high], [y - 0.14, y + 0.14, np.nan, np.nan], color=colour, linewidth=1.2)
-            axes.plot([high, high], [y - 0.14, y + 0.14], color=colour, linewidth=1.2)
-            face = colour if bar.strong else PAPER
-            axes.plot([mid], [y], "o", markersize=6.5, markerfacecolor=face, markeredgecolor=colour, linestyle="none")
-            axes.annotate(mnat(bar.interval.value), (1.02, y), xycoords=("axes fraction", "data"), va="center")
-        axes.set_yticks(range(len(bars)), names)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.set_ylim(len(bars) - 0.4, -0.6)
-        axes.set_xlabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        return svg(figure, name, description)

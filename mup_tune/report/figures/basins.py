@@ -12,12 +12,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from mup_tune import stats
 from mup_tune.findings import Point
 from mup_tune.findings.basins import Basin, BasinSize
-from mup_tune.report.figures.style import BLUE, INK, LINE, LINES, PAPER, SOFT, crosses, drawing, svg
-from mup_tune.report.figures.values import OFF_SCALE, ended, limits, standard_error
-from mup_tune.report.formats import si
+from mup_tune.report.figures.style import BLUE, LINES, PAPER, SOFT, crosses, drawing, svg
+from mup_tune.report.figures.values import ended, standard_error
+from mup_tune.report.formats import minus, si
 from mup_tune.stats import Interval
 
-WIDTH, HEIGHT = 300, 240  # of one panel, in points
+WIDTH, HEIGHT = 300, 240  # of one panel, in points, without the rows of optima
+LINEAR = 10.0  # mnat/token: what lies below it is drawn on a linear scale
+MARKERS = "os^Dv<>P"
 
 
 def origin(size: BasinSize) -> float:
@@ -41,61 +43,80 @@ def _shade(index: int, n: int) -> float:
     return 1.0 if n == 1 else 0.35 + 0.65 * index / (n - 1)
 
 
+def excesses(size: BasinSize) -> list[float | None]:
+    """By point, the mean loss above the size's lowest one, in mnat/token; None where a seed diverged."""
+    means = stats.means([point.losses for point in size.points])
+    lowest = min((mean for mean in means if mean is not None), default=0.0)
+    return [None if mean is None else 1e3 * (mean - lowest) for mean in means]
+
+
 def panels(basins: Sequence[Basin], name: str) -> Markup:
-    """A panel a parametrisation, same axes: a line a size, its optimum with the CI as a horizontal bar."""
-    means = [
-        mean for basin in basins for size in basin.sizes for point in size.points if (mean := stats.mean(point.losses))
-    ]
-    with drawing(WIDTH * len(basins), HEIGHT) as figure:
-        all_axes = figure.subplots(1, len(basins), sharex=True, sharey=True, squeeze=False)[0]
-        low, high = limits(means, 0.5 * OFF_SCALE)
-        all_axes[0].set_ylim(low, high)
-        for axes, basin in zip(all_axes, basins, strict=True):
-            axes.set_title(f"{basin.param}: {basin.verdict}", fontsize=9.5, loc="left")
-            _draw(axes, basin, low, high)
-            axes.set_xlabel(f"log2 {basin.hp}")
-            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        all_axes[0].set_ylabel("loss (nats/token)")
-        all_axes[0].yaxis.set_major_locator(MaxNLocator(6) if means else NullLocator())
+    """A panel a parametrisation, same axes: a line a size above its own lowest loss, optima with CIs below.
+
+    Where a wall of hundreds of mnat shares the panel with the bowl, the scale is logarithmic beyond LINEAR.
+    """
+    rows = max(len(basin.sizes) for basin in basins)
+    highest = max((each for basin in basins for size in basin.sizes for each in excesses(size) if each), default=1.0)
+    strip = 16 * rows
+    with drawing(WIDTH * len(basins), HEIGHT + strip) as figure:
+        grid = figure.subplots(2, len(basins), sharex=True, squeeze=False, height_ratios=(HEIGHT - 50, strip))
+        for upper, lower, basin in zip(*grid, basins, strict=True):
+            upper.set_title(f"{basin.param}: {basin.verdict}", fontsize=9.5, loc="left")
+            _scale(upper, highest)
+            _draw(upper, basin)
+            _optima(lower, basin)
+            lower.set_xlabel(f"log2 {basin.hp}; optimum with 95 % CI")
+            lower.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        grid[0, 0].set_ylabel("loss − lowest (mnat/token)")
         return svg(figure, name, "; ".join(_describe(basin) for basin in basins))
 
 
-def _draw(axes: Axes, basin: Basin, low: float, high: float) -> None:
-    n, ends = len(basin.sizes), list[tuple[float, float, str, float]]()
+def _scale(axes: Axes, highest: float) -> None:
+    """The same for all panels, so that their bowls compare."""
+    if highest <= 10 * LINEAR:
+        axes.set_ylim(-0.06 * highest, 1.15 * highest)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    else:
+        axes.set_yscale("symlog", linthresh=LINEAR, linscale=1.0)
+        axes.set_ylim(-0.15 * LINEAR, 1.6 * highest)
+        axes.axhspan(-0.15 * LINEAR, LINEAR, color=SOFT, alpha=0.1, linewidth=0, zorder=0)
+        decades = [LINEAR * 10.0**power for power in range(5)]
+        axes.set_yticks([0.0, LINEAR / 2, *(each for each in decades if each <= 1.6 * highest)])
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.4g}"))
+
+
+def _draw(axes: Axes, basin: Basin) -> None:
+    n, (_, high) = len(basin.sizes), axes.get_ylim()
     for index, size in enumerate(basin.sizes):
-        shade, start = _shade(index, n), origin(size)
+        start, found = origin(size), excesses(size)
         xs = [start + point.offset for point in size.points]
-        means = stats.means([point.losses for point in size.points])
-        line = [math.nan if mean is None else mean for mean in means]
-        axes.plot(xs, line, "-o", color=BLUE, alpha=shade, linewidth=1.4, markersize=3.5, markeredgewidth=0)
-        lost = [x for x, mean in zip(xs, means, strict=True) if mean is None]
-        row = high - (0.02 + 0.035 * index) * (high - low)
-        crosses(axes, lost, row, 5, 1.5, alpha=shade)
-        if (at := optimum(size)) is not None and size.fit is not None:
-            floor = size.fit.floor
-            axes.plot([at.low, at.high], [floor, floor], color=INK, linewidth=1.3, zorder=3)
-            axes.plot([at.value], [floor], "D", markersize=5.5, mfc=PAPER, mec=INK, zorder=4)
-        inside = [(x, mean) for x, mean in zip(xs, means, strict=True) if mean is not None and mean <= high]
-        if inside:
-            ends.append((*inside[-1], size.label, shade))
-    _label_ends(axes, ends, low, high)
+        line = [math.nan if each is None else each for each in found]
+        axes.plot(
+            xs, line, linewidth=1.4, markersize=4.5, markeredgewidth=0,
+            color=BLUE, alpha=_shade(index, n), marker=MARKERS[index % len(MARKERS)],
+        )  # fmt: skip
+        lost = [x + 0.06 * (index - (n - 1) / 2) for x, each in zip(xs, found, strict=True) if each is None]
+        crosses(axes, lost, high, 6, 1.5, alpha=_shade(index, n), clip_on=False)
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, float]], low: float, high: float) -> None:
-    """Labels right of the panel, one a line, pushed apart, each tied to the end of its line."""
-    gap, lowest = (LINE / (HEIGHT - 60)) * (high - low), -math.inf
-    for x, y, label, shade in sorted(ends, key=lambda end: end[1]):
-        lowest = max(y, lowest + gap)
-        axes.annotate(
-            label,
-            xy=(x, y),
-            xytext=(1.03, lowest),
-            textcoords=("axes fraction", "data"),
-            va="center",
-            fontsize=8.5,
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.6, "alpha": shade, "shrinkA": 0, "shrinkB": 3},
-        )
+def _optima(axes: Axes, basin: Basin) -> None:
+    """A row a size, the smallest first: where its optimum lies. Drift is a lean of the column."""
+    n = len(basin.sizes)
+    for y, size in enumerate(basin.sizes):
+        if (at := optimum(size)) is None:
+            axes.annotate(
+                "not found", (0.5, y), xycoords=("axes fraction", "data"), ha="center", va="center", color=SOFT
+            )
+            continue
+        shade, marker = _shade(y, n), MARKERS[y % len(MARKERS)]
+        axes.plot([at.low, at.high], [y, y], color=BLUE, linewidth=1.8, alpha=shade, solid_capstyle="butt")
+        axes.plot([at.value], [y], marker, markersize=6, mfc=PAPER, mec=BLUE, zorder=4)
+    if (first := optimum(basin.sizes[0])) is not None:
+        axes.axvline(first.value, color=SOFT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
+    axes.set_yticks(range(n), [size.label for size in basin.sizes])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(n - 0.4, -0.6)
 
 
 def best_losses(basins: Sequence[Basin], name: str) -> Markup:
@@ -126,5 +147,8 @@ def _se(point: Point | None) -> float:
 
 
 def _describe(basin: Basin) -> str:
-    found = [f"{size.label} {at.value:+.2f}" if (at := optimum(size)) else f"{size.label} none" for size in basin.sizes]
+    found = [
+        f"{size.label} {minus(f'{at.value:+.2f}')}" if (at := optimum(size)) else f"{size.label} none"
+        for size in basin.sizes
+    ]
     return f"{basin.param}: loss against log2 {basin.hp} at {len(found)} sizes, optima {', '.join(found)}"

@@ -72,11 +72,13 @@ def sensitivity_figure(rows: Sequence[Sensitivity], name: str) -> Markup:
             low, value, high = row.mnat
             colour = BLUE if row.shown else SOFT
             axes.plot([max(low, left), min(high, right)], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
-            ends = [x for x in (low, high) if left < x < right]
-            axes.plot(ends, [y] * len(ends), "|", color=colour, markersize=6, markeredgewidth=1.2)
-            if left <= value <= right:
-                marker = "D" if row.fit.robust else "o"
-                axes.plot([value], [y], marker, markersize=6, mfc=colour if row.shown else PAPER, mec=colour)
+            for end, mark in ((low, "<"), (high, ">")):  # an arrow where an end lies beyond the panel
+                inside = left < end < right
+                place, shape = (end, "|") if inside else (min(max(end, left), right), mark)
+                axes.plot([place], [y], shape, color=colour, markersize=6 if inside else 4, mew=1.2, clip_on=False)
+            marker = "D" if row.fit.robust else "o"
+            at = min(max(value, left), right)
+            axes.plot([at], [y], marker, markersize=6, mfc=colour if row.shown else PAPER, mec=colour, clip_on=False)
             axes.annotate(_number(value), (1.02, y), xycoords=("axes fraction", "data"), va="center")
         axes.set_yticks(range(len(rows)), [row.axis for row in rows])
         axes.tick_params(axis="y", length=0)

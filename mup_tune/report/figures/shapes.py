@@ -1,4 +1,4 @@
-"""Shapes at equal parameters: loss against throughput with its front, and a grid of ratios."""
+"""Shapes at equal parameters: loss against throughput with its front."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
@@ -16,13 +15,12 @@ from matplotlib.transforms import Bbox
 from mup_tune.findings.shapes import ShapePoint
 from mup_tune.report.figures.style import BLUE, GREEN, INK, PAPER, RED, SOFT, crosses, drawing, svg
 from mup_tune.report.figures.values import highest_shown, padded
-from mup_tune.report.formats import si, signed
+from mup_tune.report.formats import si
 from mup_tune.stats import mean
 
 ORDERS = {"SA_M": (BLUE, "o"), "SAM": (RED, "s"), "S_A_M": (GREEN, "^")}
 WIDTH, HEIGHT = 400, 280  # of the figure of losses, in points
 UPWARD = Path([(0, -1), (0, 1), (-0.4, 0.4), (0, 1), (0.4, 0.4)], [1, 2, 1, 2, 2])  # an arrow, as a marker
-CELL = 40  # points, of the grid of ratios
 # Where a label may stand beside its point, best place first: offsets in points and alignments.
 PLACES = ((8, 0, "left", "center"), (-8, 0, "right", "center"), (0, 8, "center", "bottom"), (0, -8, "center", "top"))
 
@@ -132,57 +130,6 @@ def _label(figure: Figure, axes: Axes, spots: Sequence[tuple[ShapePoint, tuple[f
 def short(point: ShapePoint) -> str:
     """The label without the block order."""
     return point.label.removesuffix(f" ({point.shape.block_order})")
-
-
-def _parts(point: ShapePoint) -> tuple[int, int]:
-    """Eighths of (SSM, attention)."""
-    ssm, attention, _ = point.channels.split(":")
-    return int(ssm), int(attention)
-
-
-def is_plane(points: Sequence[ShapePoint]) -> bool:
-    """Whether the ratios vary along both SSM and attention, and are enough to read a grid of them."""
-    parts = {_parts(point) for point in points if point.channels}
-    return len(parts) > 3 and all(len(set(side)) > 1 for side in zip(*parts, strict=True))
-
-
-def ratio_grids(points: Sequence[ShapePoint], name: str) -> Markup:
-    """A grid a block order: eighths of attention across, of SSM up, in cells the loss above the lowest."""
-    cells = [(point.shape.block_order, _parts(point), mean(point.losses)) for point in points if point.channels]
-    losses = sorted(loss for _, _, loss in cells if loss is not None)
-    floor = losses[0] if losses else 0.0
-    scale = 2 * (losses[len(losses) // 2] - floor) if losses else 1.0
-    ssm, attention = ([parts[side] for _, parts, _ in cells] for side in (0, 1))
-    columns, rows = range(min(attention), max(attention) + 1), range(min(ssm), max(ssm) + 1)
-    there = orders(points)
-    width = max(WIDTH, len(there) * (CELL * len(columns) + 20) + 50)  # a small grid is not blown up to the page's
-    with drawing(width, CELL * len(rows) + 76) as figure:
-        all_axes = figure.subplots(1, len(there), sharey=True, squeeze=False)[0]
-        for axes, order in zip(all_axes, there, strict=True):
-            axes.set_title(order, fontsize=9.5, loc="left")
-            for at, (y, x), loss in cells:
-                if at == order:
-                    _cell(axes, x, y, None if loss is None else loss - floor, scale)
-            axes.set(xlim=(columns[0] - 0.5, columns[-1] + 0.5), ylim=(rows[0] - 0.5, rows[-1] + 0.5), aspect="equal")
-            axes.set(xticks=columns, yticks=rows, xlabel="eighths of attention")
-            axes.set_anchor("W")
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
-        all_axes[0].set_ylabel("eighths of SSM")
-        described = f"Loss above the lowest one for {len(cells)} ratios in {', '.join(there)}, in mnat/token"
-        return svg(figure, name, described)
-
-
-def _cell(axes: Axes, x: int, y: int, excess: float | None, scale: float) -> None:
-    lowest = excess == 0
-    shade = 0.0 if excess is None else 0.5 * max(0.0, 1 - excess / scale) if scale else 0.5
-    corner = (x - 0.48, y - 0.48)
-    axes.add_patch(Rectangle(corner, 0.96, 0.96, facecolor=BLUE, alpha=shade, linewidth=0))
-    edge, line = (INK, 1.6) if lowest else (SOFT, 0.5)
-    axes.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, edgecolor=edge, linewidth=line))
-    text = "✕" if excess is None else "lowest" if lowest else signed(1e3 * excess, 1)
-    text = f"+{si(1e3 * excess)}" if excess is not None and excess >= 0.1 else text
-    axes.annotate(text, (x, y), ha="center", va="center", fontsize=8.5, color=RED if excess is None else INK)
 
 
 def _describe(points: Sequence[ShapePoint]) -> str:

@@ -56,6 +56,7 @@ STYLE: Any = {
     "text.usetex": False,
 }
 LINE = 10  # points between stacked labels
+SCALE = 1.42  # CSS pixels a point at most, so that all figures have one size of text
 
 
 @contextmanager
@@ -77,7 +78,10 @@ def svg(figure: Figure, name: str, description: str) -> Markup:
     prefix = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
     body = re.sub(r"<[^>]*>", lambda tag: _painted(tag[0], prefix), body)  # in tags alone: texts are not ours
     label, view = html.escape(description, quote=True), box.group(1) if box else "0 0 1 1"
-    return Markup(f'<svg viewBox="{view}" role="img" aria-label="{label}">{body.strip()}')
+    widest = SCALE * float(view.split()[2])
+    return Markup(
+        f'<svg viewBox="{view}" role="img" aria-label="{label}" style="max-width:{widest:.0f}px">{body.strip()}'
+    )
 
 
 def _painted(tag: str, prefix: str) -> str:
@@ -98,4 +102,6 @@ def legend_label(text: str, width: int = 34) -> str:
 
 def crosses(axes: Axes, xs: Sequence[float], y: float, size: float, width: float, **style: Any) -> None:
     """A red cross at ``y`` for each place where a seed diverged."""
+    if not xs:  # an empty line would still claim room at the figure's corner
+        return
     axes.plot(xs, [y] * len(xs), "x", color=RED, markersize=size, markeredgewidth=width, **style)

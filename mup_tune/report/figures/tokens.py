@@ -56,7 +56,7 @@ def token_curve(gain: TokenGain, name: str) -> Markup:
         axes.set_xticks(factors, [f"{factor:.3g}×" for factor in factors])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_locator(MaxNLocator(5) if shown else NullLocator())
-        axes.set_xlabel(textwrap.fill(f"tokens that {gain.reference} trains on, in multiples of the plan's", 64))
+        axes.set_xlabel(textwrap.fill(f"tokens of {gain.reference}, in multiples of the plan's", 64))
         axes.set_ylabel("loss (nats/token)")
         return svg(figure, name, f"Loss of {gain.reference} against its tokens, and the tuned Settings' loss")
 

@@ -7,8 +7,21 @@ terminals use the words alone.
 
 from __future__ import annotations
 
-from mup_tune.findings import AxisFinding, Comparison, Finding
-from mup_tune.report.words import Headline, outcome
+from mup_tune.findings import AxisFinding, Comparison, Finding, Reason
+from mup_tune.report.words import Gained, Headline, outcome
+
+NOTES: dict[Reason, str] = {
+    "fitted": "",
+    "jointly": "alone its gain is not shown",
+    "best": "its value is the best point",
+    "not better": "",
+    "too little": "adds too little beside the others",
+    "noise unknown": "too few seeds to tell noise from gain",
+    "all diverged": "every point diverged",
+    "incumbent diverged": "the incumbent diverged",
+    "horizon": "the run never leaves its init",
+    "move failed": "the joint move was not better",
+}
 
 
 def summary(finding: Finding) -> list[str]:
@@ -19,6 +32,18 @@ def summary(finding: Finding) -> list[str]:
 def headline(finding: Finding) -> Headline | None:
     """What a run that claims no gain puts on top of its page."""
     return None
+
+
+def gained(finding: Finding) -> Gained | None:
+    """What moving the incumbent brought."""
+    return None
+
+
+def note(finding: Finding, axis: AxisFinding) -> str:
+    """What the numbers of its row leave unsaid."""
+    extended = f"still at the edge after {axis.extended} extensions" if axis.decision == "edge" else ""
+    horizon = "" if axis.horizon is None or axis.reason != "horizon" else f"η·λ·T = {axis.horizon:.3g}"
+    return "; ".join(each for each in (NOTES[axis.reason], horizon, extended) if each)
 
 
 def why(finding: Finding, axis: AxisFinding) -> str:
@@ -33,6 +58,11 @@ def verdict(finding: Finding, comparison: Comparison) -> str:
 
 def draws_comparisons(finding: Finding) -> bool:
     """Whether the section's figures hold the comparisons, so that the page draws no figure of them."""
+    return False
+
+
+def draws_axes(finding: Finding) -> bool:
+    """Whether the section has a table of the axes, so that the page has none."""
     return False
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mup_tune.findings import Comparison, Finding
 from mup_tune.findings.confirmation import Confirmation, TokenGain
 from mup_tune.report.words import ci, nats, opposite, result_of
@@ -15,16 +17,16 @@ def summary(finding: Finding) -> list[str]:
     return said
 
 
-def tokens(gain: TokenGain) -> str:
-    """What the gain is worth in tokens, as a sentence without its end."""
-    saved, longest = gain.saved, gain.horizons[-1].factor
+def tokens(gain: TokenGain, name: Callable[[str], str] = str) -> str:
+    """The gain in tokens, a sentence without its end. ``name`` says what a reference is called."""
+    saved, longest, reference = gain.saved, gain.horizons[-1].factor, name(gain.reference)
     if saved is None:
-        return f"In tokens over {gain.reference}: not known, a seed diverged or more tokens do not lower its loss"
+        return f"In tokens over {reference}: not known, a seed diverged or more tokens do not lower its loss"
     needs = f"needs {saved.factor.value:.2f} × {ci(saved.factor, '.2f')} the tokens for the same loss"
     if saved.beyond:
         needs = f"does not reach the same loss with {longest:.3g} × the tokens (95 % CI from {saved.factor.low:.2f})"
     found = "Tokens saved" if gain.shown else "No tokens saved that the seeds can show"
-    return f"{'Tokens lost' if saved.factor.high < 1 else found}: {gain.reference} {needs}"
+    return f"{'Tokens lost' if saved.factor.high < 1 else found}: {reference} {needs}"
 
 
 def _sentences(finding: Finding, comparison: Comparison) -> list[str]:

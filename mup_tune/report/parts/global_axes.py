@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from mup_tune import stats
 from mup_tune.findings import AxisFinding, Finding
 from mup_tune.findings.global_axes import GlobalAxes, Plane
-from mup_tune.report.words import BEST, change, gain, result_of
+from mup_tune.report.words import BEST, Gained, change, gain, p, result_of
 from mup_tune.settings import Settings
 
 
@@ -14,6 +15,24 @@ def summary(finding: Finding) -> list[str]:
 
 def why(finding: Finding, axis: AxisFinding) -> str:
     return reason(result_of(finding, GlobalAxes), axis)
+
+
+def gained(finding: Finding) -> Gained | None:
+    """The best trained pair or point over where the stage began, on the seeds that chose it."""
+    result = result_of(finding, GlobalAxes)
+    if finding.before == finding.after:
+        return None
+    if result.bowl is None:
+        moved = [axis.gain for axis in result.axes if axis.after != axis.before and axis.gain]
+        return Gained(moved[0], fresh=False) if len(moved) == 1 else None
+    places = result.bowl.places
+    centre = next((each for each in places if each.elr == each.ewd == 0), None)
+    best = stats.argmin(stats.means([each.losses for each in places]))
+    if centre is None or best is None:
+        return None
+    sigma = stats.sigma_delta([row for each in places if (row := stats.usable(each.losses))])
+    gain = stats.paired_gain(places[best].losses, centre.losses, sigma)
+    return Gained(gain, fresh=False) if gain else None
 
 
 def draws_points(finding: Finding) -> bool:
@@ -58,7 +77,7 @@ def reason(result: GlobalAxes, axis: AxisFinding) -> str:
         case "noise unknown":
             return "kept: too few seeds and points to tell noise from gain"
         case "not better":
-            return f"kept: {gain(axis.gain)}, p = {axis.p_value:.2g} over all points"
+            return f"kept: {gain(axis.gain)}, {p(axis.p_value)} over all points"
     if result.bowl is not None and axis.decision == "kept":
         return f"kept: {_together(result.bowl)}"
     said = f"re-centred, not tested: {change(axis)}" if axis.decision == "re-centred" else change(axis)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mup_tune import stats
 from mup_tune.findings import AxisFinding, Comparison, Finding, Verified
 from mup_tune.findings.joint_search import Candidate, JointSearch, Search
-from mup_tune.report.words import gain, loss, result_of
+from mup_tune.report.words import Gained, gain, loss, p, result_of
 
 SHOWN = 10  # candidates in the table
 
@@ -37,11 +37,16 @@ def summary(finding: Finding) -> list[str]:
 def _measured(finalist: Verified) -> str:
     if finalist.comparison.gain is None:
         return "gain not known: a seed diverged here or at the incumbent"
-    return f"{gain(finalist.comparison.gain)}, p = {finalist.p_value:.2g} after Bonferroni"
+    return f"{gain(finalist.comparison.gain)}, {p(finalist.p_value)} after Bonferroni"
 
 
 def _why_not(result: JointSearch) -> str:
     return "no candidate beats it on fresh seeds" if result.finalists else "every candidate diverged"
+
+
+def gained(finding: Finding) -> Gained | None:
+    taken = result_of(finding, JointSearch).taken
+    return Gained(taken.comparison.gain, fresh=True) if taken and taken.comparison.gain else None
 
 
 def why(finding: Finding, axis: AxisFinding) -> str:

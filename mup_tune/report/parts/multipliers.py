@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from mup_tune.findings import AxisFinding, Comparison, Finding
 from mup_tune.findings.multipliers import Move, MultiplierPasses, Pass, Prediction
 from mup_tune.findings.result import sensitivities
+from mup_tune.report import formats
 from mup_tune.report.formats import plural
-from mup_tune.report.words import BEST, Headline, change, gain, most_sensitive, result_of
+from mup_tune.report.words import BEST, Gained, Headline, change, gain, most_sensitive, p, result_of
+from mup_tune.stats import Interval
 
 QUIET = {"flat": "Flat, kept", "not identifiable": "Not identifiable, not swept"}
 
@@ -59,7 +62,7 @@ def _predicted(prediction: Prediction) -> Iterable[str]:
 def _measured(move: Move) -> str:
     if move.comparison.gain is None:
         return "gain not known, for a seed diverged here or at the incumbent"
-    return f"{gain(move.comparison.gain)}, p = {move.p_value:.2g} after Bonferroni"
+    return f"{gain(move.comparison.gain)}, {p(move.p_value)} after Bonferroni"
 
 
 def _verdict(done: Pass, move: Move) -> str:
@@ -76,14 +79,25 @@ def headline(finding: Finding) -> Headline | None:
     return Headline(most_sensitive(sensitivities(axes)))
 
 
+def gained(finding: Finding) -> Gained | None:
+    """The sum of what each pass gained over its own start."""
+    moves = [each.taken for each in result_of(finding, MultiplierPasses).passes if each.taken]
+    taken = [gain for each in moves if (gain := each.comparison.gain)]
+    if not taken:
+        return None
+    half = math.hypot(*(each.high - each.value for each in taken))
+    value = sum(each.value for each in taken)
+    return Gained(Interval(value, value - half, value + half), fresh=True)
+
+
 def why(finding: Finding, axis: AxisFinding) -> str:
     return _why(result_of(finding, MultiplierPasses).passes[axis.pass_ - 1], axis)
 
 
 def _why(done: Pass, axis: AxisFinding) -> str:
-    said = f"best point {gain(axis.gain)}" + ("" if axis.p_value is None else f", p = {axis.p_value:.2g} after Holm")
+    said = f"best point {gain(axis.gain)}" + ("" if axis.p_value is None else f", {p(axis.p_value)} after Holm")
     if done.prediction and (optimum := done.prediction.optimum(axis.axis)):
-        said += f"; shrunken optimum {optimum.offset:+.2f} log2"
+        said += f"; shrunken optimum {formats.log2(optimum.offset)} log2"
     match axis.reason:
         case "horizon":
             return f"η·λ·T = {axis.horizon:.3g} < 1: the run never leaves its init, not swept"

@@ -11,7 +11,7 @@ from mup_tune.findings.rope_bases import RopeBases
 from mup_tune.report.figures.values import Mean, at_value, to_base
 from mup_tune.report.formats import mnat
 from mup_tune.report.formats import value as short
-from mup_tune.report.words import BEST, Headline, gain, listed, loss, nats, result_of
+from mup_tune.report.words import BEST, Gained, Headline, gain, listed, loss, nats, p, result_of
 
 
 def summary(finding: Finding) -> list[str]:
@@ -67,6 +67,12 @@ def headline(finding: Finding) -> Headline:
     return Headline(f"RoPE base {before} {why(finding, axis)}")
 
 
+def gained(finding: Finding) -> Gained | None:
+    """Mean over all lengths, on the seeds that chose it."""
+    axis = result_of(finding, RopeBases).axis
+    return Gained(axis.gain, fresh=False) if axis.after != axis.before and axis.gain else None
+
+
 def why(finding: Finding, axis: AxisFinding) -> str:
     said = _reason(axis)
     if axis.decision != "edge" or axis.best is None:
@@ -77,7 +83,7 @@ def why(finding: Finding, axis: AxisFinding) -> str:
 
 def _reason(axis: AxisFinding) -> str:
     best = short(axis.best.value) if axis.best else ""
-    measured = "" if axis.p_value is None else f"{gain(axis.gain)}, p = {axis.p_value:.2g} over all bases"
+    measured = "" if axis.p_value is None else f"{gain(axis.gain)}, {p(axis.p_value)} over all bases"
     match axis.reason:
         case "all diverged":
             return "kept: every base diverged"
@@ -90,6 +96,10 @@ def _reason(axis: AxisFinding) -> str:
         case "not better":
             return f"kept: best base {best}, {measured}"
     return f"{short(axis.before)} → {short(axis.after)}: {measured}"
+
+
+def draws_points(finding: Finding) -> bool:
+    return True
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,8 @@ def _title(result: ShapeSet, ranked: Sequence[ShapePoint]) -> str:
 
 
 def section(finding: Finding, anchor: str) -> str:
-    """Loss against throughput, a grid of ratios where they vary both ways, and a table, lowest loss first."""
-    from mup_tune.report.figures import shapes
+    """Loss against throughput, a map of ratios where they vary both ways, and a table, lowest loss first."""
+    from mup_tune.report.figures import shapes, simplex
     from mup_tune.report.html import rendered
 
     points = result_of(finding, ShapeSet).points
@@ -101,5 +101,5 @@ def section(finding: Finding, anchor: str) -> str:
         proxy=points[0],
         means=stats.means([point.losses for point in ranked]),
         tradeoff=shapes.tradeoff(points, f"{anchor}-tradeoff"),
-        grids=shapes.ratio_grids(points, f"{anchor}-ratios") if shapes.is_plane(points) else None,
+        ratios=simplex.simplex(points, f"{anchor}-ratios") if simplex.is_plane(points) else None,
     )

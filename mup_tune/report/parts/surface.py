@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from mup_tune.findings import AxisFinding, Comparison, Finding
 from mup_tune.findings.surface import Effect, ResponseSurface, Round, Stop
 from mup_tune.report import formats
-from mup_tune.report.words import Headline, gain, most_sensitive, nats, outcome, result_of
+from mup_tune.report.words import Gained, Headline, gain, most_sensitive, nats, outcome, p, result_of
 
 FURTHEST = 5  # axes that the summary names
 STOPPED: dict[Stop, str] = {
@@ -67,8 +67,8 @@ def _verified(result: ResponseSurface) -> str:
     if result.moved is None:
         return "The centre never moved, so there is nothing to verify: the incumbent stays."
     seeds = formats.plural(len(result.moved.reference_losses), "fresh seed")
-    p_value = result.moved.gain and result.moved.gain.p_value
-    tested = "" if p_value is None else f", p = {p_value:.2g}"
+    p_value = result.moved.gain.p_value if result.moved.gain else None
+    tested = "" if p_value is None else f", {p(p_value)}"
     return f"On {seeds} the last centre: {_gain(result.moved)}{tested}; {_verdict(result)}."
 
 
@@ -88,6 +88,15 @@ def headline(finding: Finding) -> Headline:
         return Headline(f"No joint move of {axes} is shown to gain")
     seeds = formats.plural(len(result.moved.reference_losses), "fresh seed")
     return Headline(f"{axes} moved together: {formats.mnat(result.moved.gain.value)} mnat/token on {seeds}")
+
+
+def gained(finding: Finding) -> Gained | None:
+    result = result_of(finding, ResponseSurface)
+    return Gained(result.moved.gain, fresh=True) if result.taken and result.moved and result.moved.gain else None
+
+
+def draws_axes(finding: Finding) -> bool:
+    return True
 
 
 def why(finding: Finding, axis: AxisFinding) -> str:
@@ -131,4 +140,5 @@ def section(finding: Finding, anchor: str) -> str:
         rounds=surfaces.rounds_figure(result, f"{anchor}-rounds"),
         axes=surfaces.axes_figure(result, f"{anchor}-effects"),
         units=result.units,
+        result_axes=result.effects,
     )

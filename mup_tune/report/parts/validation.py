@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mup_tune.findings import Comparison, Finding
 from mup_tune.findings.basins import BasinSize
 from mup_tune.findings.validation import AtShape, Trend, Validation
+from mup_tune.report import formats
 from mup_tune.report.parts import confirmation
 from mup_tune.report.words import Headline, log2, nats, opposite, result_of
 
@@ -80,8 +81,8 @@ def regret_of(at: AtShape) -> str:
 
 
 def _trend(trend: Trend) -> str:
-    slope = f"{1e3 * trend.slope.value:+.1f} mnat/token"
-    bounds = f"(95 % CI {1e3 * trend.slope.low:+.1f} … {1e3 * trend.slope.high:+.1f})"
+    slope = f"{formats.mnat(trend.slope.value)} mnat/token"
+    bounds = f"(95 % CI {formats.mnat(trend.slope.low)} … {formats.mnat(trend.slope.high)})"
     return f"Over {trend.sizes} sizes the gain changes by {slope} {bounds} with every doubling of the {trend.along}."
 
 
@@ -90,17 +91,17 @@ def verdict(finding: Finding, comparison: Comparison) -> str:
 
 
 def section(finding: Finding, anchor: str) -> str:
-    from mup_tune.report.figures.axes import Bar, intervals
     from mup_tune.report.figures.basins import panels
+    from mup_tune.report.figures.forest import Row, forest
     from mup_tune.report.html import rendered
 
     result = result_of(finding, Validation)
-    bars = [Bar(each.shape.size, each.claim.gain) for each in result.shapes if each.claim.gain is not None]
+    rows = [Row(each.shape.size, each.claim.gain) for each in result.shapes if each.claim.gain is not None]
     gains = f"Gain over {result.reference} at every Shape"
     return rendered(
         "validation.html",
         result=result,
-        gains=intervals(bars, f"{anchor}-gains", gains) if bars else None,
+        gains=forest(rows, f"{anchor}-gains", gains) if rows else None,
         lines=panels((result.elr, result.reference_elr), f"{anchor}-elr"),
         sizes=list(zip(result.shapes, result.elr.sizes, result.reference_elr.sizes, strict=True)),
         regret_of=regret_of,
