@@ -13,7 +13,7 @@ from mup_tune.files import out_file, write_out
 from mup_tune.findings import AxisFinding, Comparison, Finding
 from mup_tune.multipliers import MULTIPLIERS
 from mup_tune.report import claims as claimed
-from mup_tune.report import facts, words
+from mup_tune.report import explorer, facts, words
 from mup_tune.report.claims import Claim
 from mup_tune.report.figures import sensitivity
 from mup_tune.report.figures.axes import Bar, axis_panel, intervals
@@ -109,6 +109,7 @@ def render(run: RunView) -> str:
         arxiv=ARXIV,
         marks=MARKS,
         words=words,
+        explorer=explorer.section(run),
     )
 
 
