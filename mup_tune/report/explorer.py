@@ -87,7 +87,7 @@ def _explained(at: np.ndarray[Any, np.dtype[np.float64]], loss: np.ndarray[Any, 
 
 
 def _stages(run: RunView, orders: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """The stages that have trials: their titles where concluded, the order of axes, the lines of their model."""
+    """The stages that have trials: titles where concluded, the order of axes, the lines of their models."""
     findings = {finding.stage: finding for finding in run.findings}
     rows = []
     for stage, order in orders.items():

@@ -4,7 +4,7 @@ const LOST = 26; // of the strip for trials that diverged
 const PLOT = 250;
 const SPACE = 92; // between uprights, at the least
 const SIDES = [46, 62]; // beside the first and the last
-const A_FRAME = 500; // lines: what a browser that draws without a GPU does between two moves of a brush
+const FRAME = 32; // ms: where frames take longer, fewer lines are drawn in the next one
 
 function make(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -63,6 +63,7 @@ function parallelCoordinates(root, brushed, picked) {
   let inks = null;
   let width = 0;
   let job = 0;
+  let pace = 300; // lines a frame
 
   const x = (index) => SIDES[0] + (scales.length > 1 ? (index * (width - SIDES[0] - SIDES[1])) / (scales.length - 1) : 0);
   const y = (scale, place) => {
@@ -77,7 +78,7 @@ function parallelCoordinates(root, brushed, picked) {
     context.stroke();
   }
 
-  /** Lines in the order of rows, later ones below, over as many frames as it takes. */
+  /** Lines in the order of rows, later ones below, as many a frame as the browser keeps up with. */
   function paint(rows, now) {
     cancelAnimationFrame(job);
     root.ariaBusy = "true";
@@ -86,9 +87,12 @@ function parallelCoordinates(root, brushed, picked) {
     context.lineJoin = "round";
     context.lineWidth = rows.length > 2000 ? 0.8 : 1.2;
     context.globalAlpha = rows.length > 2000 ? 0.45 : rows.length > 200 ? 0.7 : 0.9;
-    let [done, ink] = [0, ""];
+    let [done, ink, before] = [0, "", 0];
     const frame = () => {
-      const end = Math.min(rows.length, now ? Infinity : done + A_FRAME);
+      const time = performance.now();
+      if (before) pace = Math.min(2000, Math.max(40, pace * (time - before > FRAME ? 0.6 : 1.25)));
+      before = time;
+      const end = Math.min(rows.length, now ? Infinity : done + Math.round(pace));
       for (; done < end; done++) {
         if (ink !== (ink = inkOf(rows[done], scope, inks))) context.strokeStyle = ink;
         line(context, rows[done]);
