@@ -1,4 +1,4 @@
-"""A made-up run that searched: many trials over a few axes, some of them diverged, and a stage of another length."""
+"""A made-up run that searched: trials over a few axes, some of them diverged, and a stage of another length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ SPREAD = {"elr": 1.0, "embedding": 1.5, "qkv.elr": 0.7}  # log2, on either side 
 CURVES = {name: [1.0] for name in ("member", "step", "tokens", "loss", "grad_norm", "clipped", "eta")}
 
 
-def searched_run(path: Path, name: str = "searched", trials: int = 60, reason: str = "loss is not finite at step 7") -> Path:
+def searched_run(
+    path: Path, name: str = "searched", trials: int = 60, reason: str = "loss is not finite at step 7"
+) -> Path:
     """Stage ``01-elr`` trained ``trials`` trials, ``02-multipliers`` six of them for twice as long.
 
     ``name`` is the plan's and that of all Settings. Every seventh trial diverged for ``reason``.

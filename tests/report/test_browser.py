@@ -153,7 +153,9 @@ def test_a_brush_moves_and_a_click_clears_it(plain: Seen) -> None:
     sync_api.expect(chip).to_have_count(1)
     moved = chip.inner_text()
     low, high = (float(each) for each in moved.split()[1:4:2])
-    elr = plain.page.evaluate("[...document.querySelectorAll('.upright[data-axis=elr] .tick')].map((t) => t.textContent)")
+    elr = plain.page.evaluate(
+        "[...document.querySelectorAll('.upright[data-axis=elr] .tick')].map((t) => t.textContent)"
+    )
     assert min(float(each) for each in elr if each != "◆") < low < high
     plain.drag("elr", 0.05, 0.05)
     sync_api.expect(chip).to_have_count(0)
@@ -245,7 +247,9 @@ def test_a_point_of_a_slice_leads_to_its_row(plain: Seen) -> None:
     assert box is not None
     tip = plain.page.locator(".tip")
     hovered = (
-        (box["x"] + x, box["y"] + y) for y in range(int(box["height"]) - 30, 40, -9) for x in range(60, int(box["width"]), 9)
+        (box["x"] + x, box["y"] + y)
+        for y in range(int(box["height"]) - 30, 40, -9)
+        for x in range(60, int(box["width"]), 9)
     )
     for at in hovered:
         plain.page.mouse.move(*at)

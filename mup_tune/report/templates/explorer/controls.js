@@ -1,7 +1,8 @@
 // What readers choose, and who is told: one selection for figures and table.
 const explorer = document.getElementById("explorer");
 const part = (name) => explorer.querySelector(`[data-part="${name}"]`);
-const view = { stage: data.begin, alike: "", measure: "loss", best: 100, words: [], brushes: new Map(), axes: [], marked: [] };
+const view = { stage: data.begin, alike: "", measure: "loss", best: 100, words: [] };
+Object.assign(view, { brushes: new Map(), axes: [], marked: [] });
 let scope = null;
 let selected = [];
 let asked = 0;
@@ -69,13 +70,21 @@ function redraw(now = false) {
   panels.show(scope, scales, cuts);
   table.show(scope, view.axes);
   choose(now);
-  const said = new Set(view.axes.map((name) => cuts[name]?.said).filter(Boolean));
-  part("model").textContent = `Loss against one axis, the others wherever they were. Dotted: the incumbent of the run. ${
-    said.size ? `Green: ${[...said].join("; ")}.` : "Points only: this view has no fitted model."
-  }${[...said].some((each) => each.includes("surface")) ? " Trials lie above the cut by what all their other axes cost." : ""}`;
+  describe(cuts);
   part("low").textContent = short(scope.low);
   part("high").textContent = `${scope.high > scope.pale ? "≥ " : ""}${short(scope.pale)} ${scope.unit}`;
   options(part("axis"), [...view.axes, LOSS].map((name) => [name, name]));
+}
+
+/** What the slices draw beside the trials. */
+function describe(cuts) {
+  const said = [...new Set(view.axes.map((name) => cuts[name]?.said).filter(Boolean))];
+  const sentences = ["Loss against one axis, the others wherever they were.", "Dotted: the incumbent of the run."];
+  sentences.push(said.length ? `Green: ${said.join("; ")}.` : "Points only: this view has no fitted model.");
+  if (said.some((each) => each.startsWith("cut"))) {
+    sentences.push("Where the model holds, trials lie above a cut by what their other axes cost.");
+  }
+  part("model").textContent = sentences.join(" ");
 }
 
 function brush(name, range) {
@@ -87,10 +96,14 @@ function brush(name, range) {
 /** Opens the fields of an axis with its brush. */
 function pick(name) {
   part("axis").value = name;
+  fill(name);
+  part("from").focus();
+}
+
+function fill(name) {
   const range = view.brushes.get(name) ?? [-Infinity, Infinity];
   const scale = scaleOf(name, scope);
   [part("from").value, part("to").value] = range.map((place) => (bounded(place) ? six(valueAt(scale, place)) : ""));
-  part("from").focus();
 }
 
 const bounded = (place) => Math.abs(place) < Number.MAX_VALUE;
@@ -109,7 +122,8 @@ function chips() {
       const scale = scaleOf(name, scope);
       const [low, high] = range.map((place) => (bounded(place) ? short(valueAt(scale, place)) : ""));
       const text = low && high ? `${low} to ${high}` : low ? `from ${low}` : high ? `to ${high}` : "all";
-      const chip = make("button", { type: "button", ariaLabel: `Remove the brush on ${name}: ${text}` }, `${name} ${text} ✕`);
+      const chip = make("button", { type: "button" }, `${name} ${text} ✕`);
+      chip.ariaLabel = `Remove the brush on ${name}: ${text}`;
       chip.addEventListener("click", () => brush(name, null));
       return chip;
     }),
@@ -128,7 +142,8 @@ function boxes() {
     ...scope.axes.map(({ name, explains }) => {
       const box = make("input", { type: "checkbox", checked: view.axes.includes(name) });
       box.addEventListener("change", () => {
-        show(scope.axes.map((axis) => axis.name).filter((each) => (each === name ? box.checked : view.axes.includes(each))));
+        const wanted = (each) => (each === name ? box.checked : view.axes.includes(each));
+        show(scope.axes.map((axis) => axis.name).filter(wanted));
       });
       return make("label", {}, box, make("code", {}, name), ` ${Math.round(100 * explains)} %`);
     }),
@@ -192,7 +207,7 @@ function listen() {
   });
   part("few").addEventListener("click", () => show(scope.axes.slice(0, data.shown).map((axis) => axis.name)));
   part("all").addEventListener("click", () => show(scope.axes.map((axis) => axis.name)));
-  part("axis").addEventListener("change", () => pick(part("axis").value));
+  part("axis").addEventListener("change", () => fill(part("axis").value));
   part("numbers").addEventListener("submit", (event) => {
     event.preventDefault();
     part("refused").textContent = "";
@@ -202,8 +217,9 @@ function listen() {
       part("refused").textContent = error.message;
     }
   });
-  part("save-selected").addEventListener("click", () => saveText(`${explorer.dataset.file}-selected-trials.csv`, csv(table.rows())));
-  part("save-all").addEventListener("click", () => saveText(`${explorer.dataset.file}-trials.csv`, csv(everything)));
+  const save = (name, rows) => saveText(`${explorer.dataset.file}-${name}.csv`, csv(rows));
+  part("save-selected").addEventListener("click", () => save("selected-trials", table.rows()));
+  part("save-all").addEventListener("click", () => save("trials", everything));
   document.addEventListener("themechange", () => redraw());
   addEventListener("beforeprint", () => redraw(true));
   let width = explorer.clientWidth;

@@ -56,7 +56,9 @@ function parallelCoordinates(root, brushed, picked) {
   const [others, chosen, marks] = [0, 1, 2].map(() => root.appendChild(make("canvas", { ariaHidden: "true" })));
   const height = LABELS + LOST + PLOT + 12;
   root.style.height = `${height}px`;
-  for (const [name, size] of Object.entries({ labels: LABELS, lost: LOST, plot: PLOT })) root.style.setProperty(`--${name}`, `${size}px`);
+  for (const [name, size] of Object.entries({ labels: LABELS, lost: LOST, plot: PLOT })) {
+    root.style.setProperty(`--${name}`, `${size}px`);
+  }
   let scales = [];
   let uprights = [];
   let scope = null;
@@ -65,7 +67,7 @@ function parallelCoordinates(root, brushed, picked) {
   let job = 0;
   let pace = 300; // lines a frame
 
-  const x = (index) => SIDES[0] + (scales.length > 1 ? (index * (width - SIDES[0] - SIDES[1])) / (scales.length - 1) : 0);
+  const x = (index) => SIDES[0] + (index * (width - SIDES[0] - SIDES[1])) / Math.max(1, scales.length - 1);
   const y = (scale, place) => {
     if (place === Infinity) return LABELS + LOST / 2;
     const share = scale.hi > scale.lo ? (place - scale.lo) / (scale.hi - scale.lo) : 0.5;
@@ -104,16 +106,20 @@ function parallelCoordinates(root, brushed, picked) {
   }
 
   function upright(scale, index) {
+    const breakable = scale.name.split(/(?<=[._])/).flatMap((each) => [each, make("wbr")]);
     const name = make("button", { type: "button", className: "name", title: `Brush ${scale.name} by number` });
-    name.append(make("span", {}, ...scale.name.split(/(?<=[._])/).flatMap((part) => [part, make("wbr")])), make("small", {}, scale.kind));
+    name.append(make("span", {}, ...breakable), make("small", {}, scale.kind));
     name.addEventListener("click", () => picked(scale.name));
     const zone = make("div", { className: "zone" });
     const brush = zone.appendChild(make("div", { className: "brush", hidden: true }));
     const made = make("div", { className: "upright" }, name, make("div", { className: "rule" }), zone);
     made.dataset.axis = scale.name;
     made.style.left = `${x(index)}px`;
-    for (const [place, text] of scale.ticks) tick(made, y(scale, place), text);
-    if (scale.name === LOSS && scope.high > scope.top) tick(made, LABELS + LOST, `≥ ${short(scope.top)}`, "end");
+    const cut = scale.name === LOSS && scope.high > scope.top;
+    if (cut) tick(made, LABELS + LOST, `≥ ${short(scope.top)}`, "end");
+    for (const [place, text] of scale.ticks) {
+      if (!cut || y(scale, place) > LABELS + LOST + 12) tick(made, y(scale, place), text);
+    }
     if (scale.name === LOSS && scope.ended.length < scope.rows.length) tick(made, LABELS + LOST / 2, "diverged", "end");
     const best = data.incumbent[scale.name];
     if (best !== undefined) {
@@ -133,7 +139,12 @@ function parallelCoordinates(root, brushed, picked) {
   function dragging(zone, scale, brush) {
     let held = null;
     const share = (event) => 1 - (event.clientY - zone.getBoundingClientRect().top - LOST) / PLOT;
-    const at = (part) => (part > 1 + LOST / PLOT / 3 ? Infinity : part >= 1 ? Number.MAX_VALUE : part <= 0 ? -Infinity : scale.lo + part * (scale.hi - scale.lo));
+    // An end of the scale is no limit, and what diverged lies beyond the upper one.
+    const at = (place) => {
+      if (place <= 0) return -Infinity;
+      if (place >= 1) return place > 1 + LOST / PLOT / 3 ? Infinity : Number.MAX_VALUE;
+      return scale.lo + place * (scale.hi - scale.lo);
+    };
     zone.addEventListener("pointerdown", (event) => {
       if (event.button) return;
       const began = share(event);
@@ -183,9 +194,11 @@ function parallelCoordinates(root, brushed, picked) {
         const range = brushes.get(scale.name);
         brush.hidden = !range;
         if (!range) continue;
-        const shares = range.map((place) => (place === Infinity ? 1 + LOST / PLOT : Math.min(1, Math.max(0, (place - scale.lo) / (scale.hi - scale.lo || 1)))));
-        brush.shares = shares;
-        Object.assign(brush.style, { top: `${LOST + PLOT * (1 - shares[1])}px`, height: `${Math.max(2, PLOT * (shares[1] - shares[0]))}px` });
+        const shareOf = (place) => Math.min(1, Math.max(0, (place - scale.lo) / (scale.hi - scale.lo || 1)));
+        const [low, high] = range.map((place) => (place === Infinity ? 1 + LOST / PLOT : shareOf(place)));
+        brush.shares = [low, high];
+        brush.style.top = `${LOST + PLOT * (1 - high)}px`;
+        brush.style.height = `${Math.max(2, PLOT * (high - low))}px`;
       }
       paint(rows, now);
     },

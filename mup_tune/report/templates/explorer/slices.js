@@ -1,5 +1,6 @@
 // Slices: every trial's loss against one axis, a panel an axis, with the line of the stage's model.
 const PANEL = { height: 190, left: 50, right: 12, top: 18, bottom: 24 };
+const LOWEST = PANEL.height - PANEL.bottom - 4; // px, of the lowest loss
 
 /** ``clicked(row)`` is told of a point that is pressed. */
 function slicePanels(root, clicked) {
@@ -10,16 +11,14 @@ function slicePanels(root, clicked) {
   let job = 0;
 
   const inside = (panel, place) => panel.x0 + (place - panel.lo) * panel.perPlace;
-  function above(panel, loss) {
-    if (loss === Infinity) return PANEL.top / 2;
-    const share = Math.min(1, (loss - scope.low) / (scope.top - scope.low));
-    return PANEL.height - PANEL.bottom - share * (PANEL.height - PANEL.bottom - PANEL.top - 4) - 4;
-  }
-  const pointOf = (panel, row) => [inside(panel, panel.scale.at[row]), above(panel, scope.y[row])];
+  const level = (loss) => LOWEST - ((loss - scope.low) / (scope.top - scope.low)) * (LOWEST - PANEL.top);
+  const held = (loss) => (loss === Infinity ? PANEL.top / 2 : level(Math.min(loss, scope.top)));
+  const pointOf = (panel, row) => [inside(panel, panel.scale.at[row]), held(scope.y[row])];
 
   function panelOf(scale, cut) {
     const canvas = make("canvas", { role: "img" });
-    const caption = make("figcaption", {}, make("code", {}, scale.name), make("span", { className: "values" }, scale.kind));
+    const kind = make("span", { className: "values" }, scale.kind);
+    const caption = make("figcaption", {}, make("code", {}, scale.name), kind);
     const figure = root.appendChild(make("figure", {}, caption, canvas));
     const panel = { scale, cut, canvas, behind: make("canvas"), width: figure.clientWidth - 28, drawn: false };
     const pad = 0.04 * (scale.hi - scale.lo) || 0.5;
@@ -99,16 +98,18 @@ function slicePanels(root, clicked) {
   function frame(panel, context) {
     const bottom = PANEL.height - PANEL.bottom;
     Object.assign(context, { strokeStyle: inks.line, fillStyle: inks.soft, lineWidth: 1, textAlign: "center" });
+    let free = 0; // where the next label may begin
     for (const [place, text] of panel.scale.ticks) {
-      const x = inside(panel, place);
-      if (x < PANEL.left || x > panel.width - PANEL.right) continue;
+      const [x, half] = [inside(panel, place), context.measureText(text).width / 2];
       segment(context, x, PANEL.top, x, bottom);
+      if (x - half < free) continue;
       context.fillText(text, x, bottom + 14);
+      free = x + half + 6;
     }
     context.textAlign = "right";
     for (const [place, text] of scaleOf(LOSS, scope).ticks) {
-      segment(context, PANEL.left, above(panel, place), panel.width - PANEL.right, above(panel, place));
-      context.fillText(text, PANEL.left - 5, above(panel, place) + 4);
+      segment(context, PANEL.left, level(place), panel.width - PANEL.right, level(place));
+      context.fillText(text, PANEL.left - 5, level(place) + 4);
     }
     const best = Math.log2(data.incumbent[panel.scale.name]);
     if (best >= panel.scale.lo - 1e-4 && best <= panel.scale.hi + 1e-4) {
@@ -130,10 +131,10 @@ function slicePanels(root, clicked) {
 
   /** The model's line with its band, and its optimum with the CI; clipped to the panel. */
   function model(panel, context, cut) {
-    const box = [PANEL.left, PANEL.top, panel.width - PANEL.left - PANEL.right, PANEL.height - PANEL.top - PANEL.bottom];
+    const [wide, high] = [panel.width - PANEL.left - PANEL.right, PANEL.height - PANEL.top - PANEL.bottom];
+    const box = [PANEL.left, PANEL.top, wide, high];
     const x = (value) => inside(panel, Math.log2(value));
-    const open = (loss) => PANEL.height - PANEL.bottom - 4 - ((loss - scope.low) / (scope.top - scope.low)) * (box[3] - 4);
-    const path = (at, losses) => at.forEach((value, index) => context.lineTo(x(value), open(losses[index])));
+    const path = (at, losses) => at.forEach((value, index) => context.lineTo(x(value), level(losses[index])));
     context.save();
     context.beginPath();
     context.rect(...box);

@@ -50,7 +50,8 @@ function trialTable(part, marked) {
     page = Math.min(Math.max(page, 0), pages() - 1);
     const shown = sorted.slice(page * ROWS, (page + 1) * ROWS);
     part("body").replaceChildren(...shown.map(line));
-    if (!shown.length) part("body").append(make("tr", {}, make("td", { colSpan: columns.length }, "No trial is selected.")));
+    const nothing = () => make("tr", {}, make("td", { colSpan: columns.length }, "No trial is selected."));
+    if (!shown.length) part("body").append(nothing());
     part("page").value = page + 1;
     part("page").max = pages();
     part("pages").textContent = `of ${count(pages())}`;
@@ -64,7 +65,8 @@ function trialTable(part, marked) {
       const text = typeof value !== "number" ? value : Number.isFinite(value) ? column.text(value) : "–";
       const kind = column.number ? "n" : column.name === "reason" ? "why" : "";
       if (index) return make("td", { className: kind, title: column.number ? "" : text }, text);
-      const button = make("button", { type: "button", ariaPressed: String(marks.includes(row)) }, make("code", {}, text));
+      const pressed = String(marks.includes(row));
+      const button = make("button", { type: "button", ariaPressed: pressed }, make("code", {}, text));
       button.addEventListener("click", () => marked(row));
       return make("th", { scope: "row" }, button);
     });
@@ -85,7 +87,7 @@ function trialTable(part, marked) {
     /** Columns that fit a scope and the axes shown. */
     show(scope, axes) {
       const number = (name, at, text = short, label = name) => ({ name, label, at, number: true, text });
-      const text = (name) => ({ name, label: name.replace("_", " "), at: values(name), number: typeof values(name)[0] === "number", text: String });
+      const text = (name) => ({ name, label: name, at: values(name), number: name === "seed", text: String });
       const fixed = (digits) => (value) => value.toFixed(digits).replace("-", "−");
       columns = [
         text("hash"), text("stage"), text("settings"), text("seed"), text("status"),

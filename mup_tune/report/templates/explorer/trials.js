@@ -117,7 +117,8 @@ function scaleOf(name, scope) {
 function lossScale({ low, top, y, unit }) {
   const powers = [-5, -4, -3, -2, -1, 0, 1, 2, 3];
   const ticks = steps(low, top, powers.flatMap((power) => [1, 2, 5].map((each) => each * 10 ** power)), 7);
-  return { name: LOSS, kind: unit, log: false, lo: low, hi: top, at: y, ticks: ticks.map((place) => [place, short(six(place))]) };
+  const labelled = ticks.map((place) => [place, short(six(place))]);
+  return { name: LOSS, kind: unit, log: false, lo: low, hi: top, at: y, ticks: labelled };
 }
 
 function settingScale(name, scope) {
