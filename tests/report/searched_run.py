@@ -1,4 +1,4 @@
-"""A made-up run that searched: trials over a few axes, some of them diverged, and a stage of another length."""
+"""A made-up run that searched: trials over a few axes, some of them diverged, and a stage of longer ones."""
 
 from __future__ import annotations
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from searched_run import SPREAD, searched_run
+from synthetic_run import SHAPE, confirmation, write_run
 
 from mup_tune.report.page import write
 from mup_tune.run.view import load_run
+from mup_tune.settings import untuned
 
 CHROMIUM = Path("/usr/bin/chromium")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
@@ -100,7 +102,7 @@ def opened(browser: Browser, run: Path, width: int = 1440, scheme: str = "light"
     page.on("request", lambda request: seen.requests.append(request.url))
     page.goto((run / "report.html").as_uri())
     if scripts:
-        page.wait_for_selector(READY)
+        page.wait_for_selector(READY, state="attached")
     return seen
 
 
@@ -165,7 +167,7 @@ def test_the_loss_axis_selects_what_diverged(plain: Seen, runs: dict[str, Path])
     plain.drag("loss", 0.999, 1.09)
     status = load_run(runs["plain"]).trials.query("stage == '01-elr'")["status"]
     lost = int((status == "diverged").sum())
-    sync_api.expect(plain.part("brushes")).to_contain_text("loss from")
+    sync_api.expect(plain.part("brushes")).to_contain_text("and diverged")
     assert plain.column("status").count("diverged") == lost == 8
 
 
@@ -354,6 +356,38 @@ def test_hostile_names_stay_text(browser: Browser, runs: dict[str, Path]) -> Non
     seen.page.context.close()
     assert seen.errors == []
     assert [url for url in seen.requests if not url.startswith(("file:", "blob:"))] == []
+
+
+def test_one_trial_and_none_that_ended(browser: Browser, tmp_path: Path) -> None:
+    odd = {
+        "one trial": write_run(tmp_path / "one", (), {}, seeds=(3,)),
+        "none ended": write_run(tmp_path / "none", (), {}, seeds=(3, 4), diverged=True),
+    }
+    for name, path in odd.items():
+        write(load_run(path), path / "report.html")
+        seen = opened(browser, path)
+        seen.part("best").fill("50")
+        trials = {"one trial": 1, "none ended": 0}[name]
+        total = len(load_run(path).trials)
+        seen.count(f"{trials} of {total} trial{'s' * (total > 1)} selected, the best 50 % by loss")
+        assert seen.part("nothing").is_visible()
+        assert seen.part("figures").is_hidden()
+        seen.page.context.close()
+        assert seen.errors == []
+
+
+def test_trials_that_all_diverged_have_a_strip_and_no_scale(browser: Browser, tmp_path: Path) -> None:
+    start, references = untuned(SHAPE), {"faster": untuned(SHAPE).scaled({"elr": 2.0})}
+    found = confirmation((), start, "01-confirm")
+    path = write_run(tmp_path / "lost", (found,), references, diverged=True)
+    write(load_run(path), path / "report.html")
+    seen = opened(browser, path)
+    seen.count("6 of 6 trials selected")
+    assert seen.page.locator(".upright[data-axis=loss] .tick").all_inner_texts() == ["diverged"]
+    assert seen.part("low").inner_text() == "none ended"
+    assert set(seen.column("loss")) == {"–"}
+    seen.page.context.close()
+    assert seen.errors == []
 
 
 def test_the_network_is_closed(browser: Browser, runs: dict[str, Path]) -> None:

@@ -43,7 +43,7 @@ function choose(now = false) {
   panels.select(selected, view.marked, now);
   table.select(selected);
   const rest = view.best < 100 ? `, the best ${view.best} % by loss` : "";
-  part("count").textContent = `${count(selected.length)} of ${count(scope.rows.length)} trials selected${rest}`;
+  part("count").textContent = `${count(selected.length)} of ${plural(scope.rows.length, "trial")} selected${rest}`;
   const most = Math.ceil((view.best / 100) * scope.ended.length);
   part("share").textContent = view.best === 100 ? "all" : `${view.best} % = ${count(most)}`;
   chips();
@@ -56,6 +56,8 @@ function rescope() {
   view.marked = view.marked.filter((row) => scope.rows.includes(row));
   view.axes = scope.axes.slice(0, data.shown).map((axis) => axis.name);
   part("mixed").hidden = !scope.mixed;
+  part("nothing").hidden = scope.axes.length > 0;
+  part("figures").hidden = scope.axes.length === 0;
   boxes();
   redraw();
 }
@@ -71,8 +73,9 @@ function redraw(now = false) {
   table.show(scope, view.axes);
   choose(now);
   describe(cuts);
-  part("low").textContent = short(scope.low);
-  part("high").textContent = `${scope.high > scope.pale ? "≥ " : ""}${short(scope.pale)} ${scope.unit}`;
+  const palest = `${scope.high > scope.pale ? "≥ " : ""}${short(scope.pale)} ${scope.unit}`;
+  part("low").textContent = scope.ended.length ? short(scope.low) : "none ended";
+  part("high").textContent = scope.ended.length ? palest : "";
   options(part("axis"), [...view.axes, LOSS].map((name) => [name, name]));
 }
 
@@ -122,8 +125,10 @@ function chips() {
       const scale = scaleOf(name, scope);
       const [low, high] = range.map((place) => (bounded(place) ? short(valueAt(scale, place)) : ""));
       const text = low && high ? `${low} to ${high}` : low ? `from ${low}` : high ? `to ${high}` : "all";
-      const chip = make("button", { type: "button" }, `${name} ${text} ✕`);
-      chip.ariaLabel = `Remove the brush on ${name}: ${text}`;
+      const lost = name === LOSS && range[1] === Infinity && scope.ended.length < scope.rows.length;
+      const said = lost ? `${text} and diverged` : text;
+      const chip = make("button", { type: "button" }, `${name} ${said} ✕`);
+      chip.ariaLabel = `Remove the brush on ${name}: ${said}`;
       chip.addEventListener("click", () => brush(name, null));
       return chip;
     }),

@@ -24,7 +24,7 @@ function slicePanels(root, clicked) {
     const pad = 0.04 * (scale.hi - scale.lo) || 0.5;
     Object.assign(panel, { lo: scale.lo - pad, x0: PANEL.left });
     panel.perPlace = (panel.width - PANEL.left - PANEL.right) / (scale.hi - scale.lo + 2 * pad);
-    canvas.ariaLabel = `Loss against ${scale.name}, ${count(scope.rows.length)} trials. The table has the numbers.`;
+    canvas.ariaLabel = `Loss against ${scale.name}, ${plural(scope.rows.length, "trial")}. The table has the numbers.`;
     canvas.addEventListener("pointermove", (event) => hover(panel, event));
     canvas.addEventListener("pointerleave", () => (tip.hidden = true));
     canvas.addEventListener("click", (event) => {

@@ -39,6 +39,7 @@ function short(value, digits = 4) {
 }
 
 const count = (number) => number.toLocaleString("en");
+const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 
 // Losses compare among trials of one size and length of training.
 const alikeKeys = everything.map((row) => data.alike.map((name) => values(name)[row]).join("\n"));
@@ -74,7 +75,7 @@ function scopeOf({ stage, alike, measure }) {
   rows.sort((a, b) => y[a] - y[b] || a - b);
   const ended = rows.filter((row) => y[row] < Infinity);
   const low = ended.length ? y[ended[0]] : 0;
-  const high = ended.length ? y[ended.at(-1)] : 1;
+  const high = ended.length ? y[ended.at(-1)] : low;
   const spread = ended.length ? median(ended.map((row) => y[row])) - low : 0;
   const reach = (share) => Math.max(Math.min(high, low + share * spread), low + 1e-3);
   const kinds = new Set(rows.map((row) => alikeKeys[row]));
@@ -114,10 +115,10 @@ function scaleOf(name, scope) {
   return scope.scales.get(name);
 }
 
-function lossScale({ low, top, y, unit }) {
+function lossScale({ low, top, y, unit, ended }) {
   const powers = [-5, -4, -3, -2, -1, 0, 1, 2, 3];
   const ticks = steps(low, top, powers.flatMap((power) => [1, 2, 5].map((each) => each * 10 ** power)), 7);
-  const labelled = ticks.map((place) => [place, short(six(place))]);
+  const labelled = (ended.length ? ticks : []).map((place) => [place, short(six(place))]);
   return { name: LOSS, kind: unit, log: false, lo: low, hi: top, at: y, ticks: labelled };
 }
 
