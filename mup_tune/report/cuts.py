@@ -89,7 +89,7 @@ def _of_surface(result: ResponseSurface, before: Settings) -> dict[str, Cut]:
         return {}
     found = {}
     for effect in result.effects:
-        unit, centre = result.units.get(effect.axis, 1.0), result.moves[effect.axis]
+        unit, centre = result.units.get(effect.axis, 1.0), result.moves.get(effect.axis, 0.0)
         low, high = _range(result, effect.axis)
         away = np.linspace(unit * low - centre, unit * high - centre, STEPS)
         loss = level + effect.slope.value * away + effect.curvature.value * away**2 / 2
@@ -114,7 +114,7 @@ def _level_at_last_centre(result: ResponseSurface) -> float | None:
 
 def _range(result: ResponseSurface, axis: str) -> Ends:
     """The lowest and highest place that a design reached, in units of the axis."""
-    places = [(each.centre[axis], each.radius) for each in result.rounds]
+    places = [(each.centre.get(axis, 0.0), each.radius) for each in result.rounds]
     return min(centre - radius for centre, radius in places), max(centre + radius for centre, radius in places)
 
 
