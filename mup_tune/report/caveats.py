@@ -148,7 +148,7 @@ def _horizon(run: RunView) -> Iterator[Caveat]:
     if ratio < TOKENS_PER_PARAMETER or budget.steps < SHORT_STEPS:
         text = (
             f"A trial trains {budget.steps:,} steps on {float(f'{ratio:.2g}'):,g} tokens per parameter; "
-            f"compute-optimal training takes about {TOKENS_PER_PARAMETER:.0f}. The best early need not be the best late."
+            f"compute-optimal training takes about {TOKENS_PER_PARAMETER:.0f}. What is best early may lose later."
         )
         very = ratio < 1
         yield Caveat(80 if very else 64, "serious" if very else "caution", "Short training", text)

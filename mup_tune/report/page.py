@@ -13,7 +13,7 @@ from markupsafe import Markup
 from mup_tune.files import out_file, write_out
 from mup_tune.findings import AxisFinding, Finding
 from mup_tune.findings.validation import Validation
-from mup_tune.report import caveats, costs, facts, gain_rows, overview, power, words
+from mup_tune.report import caveats, costs, explorer, facts, gain_rows, overview, power, words
 from mup_tune.report import claims as claimed
 from mup_tune.report.claims import Claim
 from mup_tune.report.figures import sensitivity
@@ -36,7 +36,7 @@ from mup_tune.settings import Settings
 from mup_tune.stats.tokens import TokensSaved
 
 FEW = 6  # axes up to which nothing is folded
-LATER = {"curves": "Loss curves", "noise": "Noise and power", "cost": "Cost by stage"}
+LATER = {"curves": "Loss curves", "noise": "Noise and power", "cost": "Cost by stage", "trials": "Explore the trials"}
 MOST_SAID = 6  # sentences of a stage beyond which they are folded
 ARXIV = {
     "2507.22448": "Falcon-H1: the model, its 12 forward multipliers, ELR and EWD, the schedule",
@@ -69,8 +69,8 @@ class StageView:
     key: bool
 
 
-def render(run: RunView, explorer: str = "") -> str:
-    """The page as HTML text; ``explorer`` is markup that goes near its end."""
+def render(run: RunView) -> str:
+    """The page as HTML text."""
     names, confirmation = names_of(run), last_confirmation(run.findings)
     claims = claimed.claims_of(confirmation) if confirmation else []
     title, subtitle = claimed.headline(run.findings, claims, len(run.plan.stages), run.live, names.long)
@@ -103,7 +103,6 @@ def render(run: RunView, explorer: str = "") -> str:
         marks=MARKS,
         words=words,
         notes=lambda finding, axes: any(words.note(finding, axis) for axis in axes),
-        explorer=Markup(explorer),
         **whole,
         contents=_contents(stages, whole),
     )
@@ -144,6 +143,7 @@ def _whole(run: RunView, names: Names) -> dict[str, Any]:
         "noise": power.powers(run),
         "seed_figure": seed_strips(strips, "seeds") if strips else None,
         "cost": costs.of_stages(run),
+        "trials": explorer.section(run),
         "schedule_figure": schedule_figure(run.plan.budget, run.settings) if run.settings else None,
     }
 

@@ -10,6 +10,7 @@ from mup_tune import stats
 from mup_tune.findings import Comparison, Finding
 from mup_tune.findings.confirmation import Confirmation
 from mup_tune.findings.validation import Validation
+from mup_tune.report.figures.seeds import Strip
 from mup_tune.report.gain_rows import decided_by, stage_name
 from mup_tune.report.plain import Names
 from mup_tune.run.view import RunView
@@ -30,20 +31,6 @@ class Power:
     found: float | None
 
 
-@dataclass(frozen=True)
-class Strip:
-    """One comparison seed by seed: loss(reference) − loss(candidate) in nats/token."""
-
-    label: str
-    comparison: Comparison
-
-    @property
-    def differences(self) -> dict[int, float]:
-        ours, theirs = self.comparison.candidate_losses, self.comparison.reference_losses
-        pairs = {seed: (ours[seed], theirs.get(seed)) for seed in sorted(ours)}
-        return {seed: b - a for seed, (a, b) in pairs.items() if a is not None and b is not None}
-
-
 def powers(run: RunView) -> list[Power]:
     """Of the stages whose noise is known, in order."""
     found = [_power(finding, run) for finding in run.findings]
@@ -51,10 +38,10 @@ def powers(run: RunView) -> list[Power]:
 
 
 def _power(finding: Finding, run: RunView) -> Power:
-    tested = list(_tested(finding))
+    tested = _tested(finding)
     gains = [each.gain.value for each in tested if each.gain is not None]
     seeds = min((len(each.candidate_losses) for each in tested), default=len(run.plan.seeds))
-    sigma = finding.sigma_delta if finding.sigma_delta is not None else _spread(tuple(tested))
+    sigma = finding.sigma_delta if finding.sigma_delta is not None else _spread(tested)
     able = None if sigma is None or not tested else stats.detectable(Sigma(sigma, inf), seeds, len(tested))
     return Power(stage_name(finding), seeds, sigma, able, min(gains, default=None))
 

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 
+from mup_tune.findings import Comparison
 from mup_tune.report.figures.scales import spread
 from mup_tune.report.figures.style import BLUE, INK, PAPER, SOFT, drawing, svg
-from mup_tune.report.power import Strip
 
 WIDTH, ROW = 520, 30  # of the figure, and of a row, in points
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One comparison seed by seed: loss(reference) − loss(candidate) in nats/token."""
+
+    label: str
+    comparison: Comparison
+
+    @property
+    def differences(self) -> dict[int, float]:
+        ours, theirs = self.comparison.candidate_losses, self.comparison.reference_losses
+        pairs = {seed: (ours[seed], theirs.get(seed)) for seed in sorted(ours)}
+        return {seed: b - a for seed, (a, b) in pairs.items() if a is not None and b is not None}
 
 
 def seed_strips(strips: Sequence[Strip], name: str) -> Markup:
