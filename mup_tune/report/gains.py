@@ -8,6 +8,7 @@ from mup_tune.findings import Comparison
 from mup_tune.findings.validation import Validation
 from mup_tune.report import claims as claimed
 from mup_tune.report.claims import Claim
+from mup_tune.report.plain import names_of
 from mup_tune.report.words import Headline
 from mup_tune.run.verdict import last_confirmation
 from mup_tune.run.view import RunView
@@ -31,8 +32,8 @@ def claims_of(run: RunView) -> list[Claim]:
 
 
 def headline_of(run: RunView) -> Headline:
-    """What heads the page of a run, and the sentences below it."""
-    return claimed.headline(run.findings, claims_of(run), len(run.plan.stages), run.live)
+    """What heads the page of a run, and the sentences below it, in plain words for references."""
+    return claimed.headline(run.findings, claims_of(run), len(run.plan.stages), run.live, names_of(run).long)
 
 
 def gains_of(run: RunView) -> dict[tuple[str, str], Gained]:

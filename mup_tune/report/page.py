@@ -13,7 +13,7 @@ from markupsafe import Markup
 from mup_tune.files import out_file, write_out
 from mup_tune.findings import AxisFinding, Finding
 from mup_tune.findings.validation import Validation
-from mup_tune.report import caveats, costs, explorer, facts, gain_rows, overview, power, words
+from mup_tune.report import caveats, costs, explorer, facts, gain_rows, gains, overview, power, words
 from mup_tune.report import claims as claimed
 from mup_tune.report.claims import Claim
 from mup_tune.report.figures import sensitivity
@@ -30,7 +30,6 @@ from mup_tune.report.plain import Names, names_of
 from mup_tune.report.training import Training, training
 from mup_tune.run.folder import PLAN
 from mup_tune.run.tables import slug
-from mup_tune.run.verdict import last_confirmation
 from mup_tune.run.view import RunView
 from mup_tune.settings import Settings
 from mup_tune.stats.tokens import TokensSaved
@@ -71,9 +70,8 @@ class StageView:
 
 def render(run: RunView) -> str:
     """The page as HTML text."""
-    names, confirmation = names_of(run), last_confirmation(run.findings)
-    claims = claimed.claims_of(confirmation) if confirmation else []
-    title, subtitle = claimed.headline(run.findings, claims, len(run.plan.stages), run.live, names.long)
+    names, claims = names_of(run), gains.claims_of(run)
+    title, subtitle = gains.headline_of(run)
     stages = _stages(run, names)
     found, whole = caveats.caveats(run, names), _whole(run, names)
     return rendered(
@@ -86,7 +84,6 @@ def render(run: RunView) -> str:
         tuned=facts.what_was_tuned(run),
         names=names,
         claims=claims,
-        confirmation=confirmation,
         fewer=_fewer,
         tiles=costs.tiles(run),
         caveats=found,

@@ -91,7 +91,7 @@ def _painted(tag: str, prefix: str) -> str:
     tag = re.sub(r'xlink:href="#', f'href="#{prefix}-', tag)
     for colour, paint in PAINT.items():
         tag = tag.replace(colour, paint)
-    return tag
+    return re.sub(r"(\b[1-9]\d*\.\d\d)\d+", r"\1", tag)  # a hundredth of a point is not seen
 
 
 def legend_label(text: str, width: int = 34) -> str:
