@@ -30,6 +30,7 @@ from mup_tune.report.plain import Names, names_of
 from mup_tune.report.training import Training, training
 from mup_tune.run.folder import PLAN
 from mup_tune.run.tables import slug
+from mup_tune.run.verdict import last_confirmation
 from mup_tune.run.view import RunView
 from mup_tune.settings import Settings
 from mup_tune.stats.tokens import TokensSaved
@@ -84,6 +85,7 @@ def render(run: RunView) -> str:
         tuned=facts.what_was_tuned(run),
         names=names,
         claims=claims,
+        confirmation=last_confirmation(run.findings),
         fewer=_fewer,
         tiles=costs.tiles(run),
         caveats=found,

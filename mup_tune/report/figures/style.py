@@ -77,6 +77,7 @@ def svg(figure: Figure, name: str, description: str) -> Markup:
     box = re.search(r'viewBox="([^"]+)"', head)
     prefix = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
     body = re.sub(r"<[^>]*>", lambda tag: _painted(tag[0], prefix), body)  # in tags alone: texts are not ours
+    body = re.sub(r"\n +", "\n", body)
     label, view = html.escape(description, quote=True), box.group(1) if box else "0 0 1 1"
     widest = SCALE * float(view.split()[2])
     return Markup(
@@ -86,6 +87,7 @@ def svg(figure: Figure, name: str, description: str) -> Markup:
 
 def _painted(tag: str, prefix: str) -> str:
     """One tag of the SVG with the page's inks, and with ids that no other figure has."""
+    tag = re.sub(r'^<g id="(?!figure_)[\w.]+_\d+"', "<g", tag)  # matplotlib numbers every group, and nobody asks
     tag = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', tag)
     tag = re.sub(r"url\(#", f"url(#{prefix}-", tag)
     tag = re.sub(r'xlink:href="#', f'href="#{prefix}-', tag)
