@@ -107,8 +107,8 @@ def test_every_figure_of_the_page_is_a_file_that_any_program_reads(files: dict[s
 
 def test_the_markdown_has_the_answer_and_links_to_what_is_there(files: dict[str, bytes]) -> None:
     text = files["report.md"].decode()
-    assert text.startswith("# Confirmed: 45.2 mnat/token lower loss than elr-tuned\n")
-    assert "| elr-tuned | +45.2 | +38.1 to +52.3 |" in text
+    assert text.startswith("# Confirmed: 45.2 mnat/token lower loss than the best that learning rate alone can do\n")
+    assert "| the best that learning rate alone can do (elr-tuned) | +45.2 | +38.1 to +52.3 |" in text
     linked = [part.split(")", 1)[0] for part in text.split("](")[1:]]
     assert set(linked) == set(files) - {"report.md", "summary.json"}
     yaml = text.split("```yaml\n", 1)[1].split("\n```", 1)[0]
