@@ -53,7 +53,10 @@ def test_the_answer_stands_last_with_its_numbers(run: Path) -> None:
     place = next(at for at, line in enumerate(shown) if line.startswith("Confirmed: "))
     assert place > shown.index("03-confirm Confirmation on fresh seeds")
     rest = shown[place:]
-    assert " ".join(rest[:2]) == "Confirmed: 45.2 mnat/token lower loss than the best that learning rate alone can do"
+    assert (
+        " ".join(" ".join(rest[:2]).split())
+        == "Confirmed: 45.2 mnat/token lower loss than the best that learning rate alone can do"
+    )
     assert rest[2] == "Gain +45.2, 95 % CI +38.1 to +52.3 mnat/token, over 3 seeds."
     assert "Gain over elr-tuned in mnat/token, with its 95 % CI" in rest
     bars = [line for line in rest if line.startswith("  the proxy")]
