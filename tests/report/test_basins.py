@@ -96,7 +96,7 @@ def test_headline_and_verdicts_are_those_of_mup(page: Page) -> None:
     assert "✓ pass" in text
     assert "✕ fail" in text
     told = "he optimum of elr moves by {0} log2 (95 % CI {1} … {2}) from d32 to d128, {3} ±0.5."
-    mup, sp = told.format("+0.00", "-0.20", "+0.30", "inside"), told.format("-2.00", "-2.20", "-1.70", "wholly outside")
+    mup, sp = told.format("+0.00", "−0.20", "+0.30", "inside"), told.format("−2.00", "−2.20", "−1.70", "wholly outside")
     assert f"T{mup} sp: fail: t{sp}" in page.text("p")
     assert any("same 409,600 tokens" in each for each in page.text("p"))
 
@@ -111,7 +111,7 @@ def test_figures_draw_a_labelled_line_a_size_and_the_optimum_with_its_interval()
     text = panels(BOTH, "p")
     labels = re.findall(r">(d\d+)</text>", text)
     assert sorted(labels) == sorted([f"d{width}" for width in WIDTHS] * 2)
-    assert "sp: loss against log2 elr at 3 sizes, optima d32 -6.47, d64 -7.47, d128 -8.47" in text
+    assert "sp: loss against log2 elr at 3 sizes, optima d32 −6.47, d64 −7.47, d128 −8.47" in text
     assert "stroke-opacity" in text  # sizes are shades of one ink
     assert panels(BOTH, "p") == text
     assert not re.search("#0[1-7]0b0c", text)  # every stand-in ink was painted

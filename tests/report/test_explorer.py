@@ -109,8 +109,8 @@ def test_stages_axes_and_incumbent(searched: Path) -> None:
     ]
     # ELR is a global axis and comes first; the others as their parabolas explain.
     assert list(data["stages"][0]["order"]) == ["elr", "embedding", "qkv.elr"]
-    assert run.incumbent is not None
-    assert data["incumbent"]["elr"] == six(run.incumbent.elr)
+    assert run.settings is not None
+    assert data["incumbent"]["elr"] == six(run.settings.elr)
     assert set(data["together"]) == {*SPREAD, "total_tokens"}
     assert list(data["stages"][0]["cuts"]) == ["elr"]
 

@@ -86,18 +86,18 @@ def test_the_summary_tells_every_round_and_the_proof() -> None:
     assert words.summary(finding(surface())) == [
         "Round 1: 24 trials, all axes at once by ±0.5 log2 (rope_base ±4); 2 diverged; "
         "noise of a trial 3.1 mnat/token.",
-        "The surface predicts gain 0.0200 nats/token (95 % CI 0.0080 … 0.0320); measured: the whole step gain -0.0040 "
-        "nats/token (95 % CI -0.0090 … 0.0010); 0.5 of the step gain 0.0110 nats/token (95 % CI 0.0040 … 0.0180). "
+        "The surface predicts gain 0.0200 nats/token (95 % CI 0.0080 … 0.0320); measured: the whole step gain −0.0040 "
+        "nats/token (95 % CI −0.0090 … 0.0010); 0.5 of the step gain 0.0110 nats/token (95 % CI 0.0040 … 0.0180). "
         "The centre moves by 0.5 of the step.",
         "Round 2: 24 trials, all axes at once by ±0.35 log2 (rope_base ±2.8); noise of a trial 3.0 mnat/token.",
-        "The surface predicts gain 0.0010 nats/token (95 % CI -0.0020 … 0.0020).",
+        "The surface predicts gain 0.0010 nats/token (95 % CI −0.0020 … 0.0020).",
         "No further round: all of the predicted gain's CI lies below what the verification can show.",
         "On 3 fresh seeds the last centre: gain 0.0120 nats/token (95 % CI 0.0050 … 0.0190), p = 0.004; taken.",
         "The centre went furthest along rope_base +0.50, elr +0.25, key −0.12 (log2).",
         "Most sensitive: elr (50 mnat/token per (log2)²), then key (20), at the last centre.",
         "All of it took 60 trials and 3e+12 FLOPs.",
         "A further round would cost 30 trials and 1.5e+12 FLOPs, and is predicted to gain 0.0010 nats/token "
-        "(95 % CI -0.0020 … 0.0020).",
+        "(95 % CI −0.0020 … 0.0020).",
         "The verification's seeds show gains from about 0.0021 nats/token on.",
     ]
 
@@ -105,7 +105,7 @@ def test_the_summary_tells_every_round_and_the_proof() -> None:
 def test_a_refused_centre_and_one_that_never_moved() -> None:
     refused = finding(surface(moved=comparison("where the stage began", WORSE, FRESH, "the last centre")))
     assert words.summary(refused)[5] == (
-        "On 3 fresh seeds the last centre: gain -0.0040 nats/token (95 % CI -0.0090 … 0.0010); the incumbent stays."
+        "On 3 fresh seeds the last centre: gain −0.0040 nats/token (95 % CI −0.0090 … 0.0010); the incumbent stays."
     )
     assert words.why(refused, refused.axes[0]).startswith("the centre moved +0.25 log2, and was not better; slope")
     assert words.headline(refused) == words.Headline("No joint move of 3 axes is shown to gain")
@@ -177,13 +177,14 @@ def test_the_page_has_both_figures_for_37_axes_and_one_figure_of_comparisons(tmp
     result = surface(rounds=(FIRST, last), effects=effects, axes=axes)
     run = write_run(tmp_path / "surface", (finding(result),), {}, name="surface", stages=("surface",))
     text = render(load_run(run))
-    section = text[text.index('id="stage-01-surface"') : text.index('<section id="multipliers"')]
+    start = text.index('<section id="stage-01-surface"')
+    section = text[start : text.index("</section>", start)]
     assert section.count("<svg") == 2
     assert not re.search("#0[1-7]0b0c", section)  # every stand-in ink was painted
     assert all(f">{axis}</text>" in section for axis in names)
     assert "One step of <code>rope_base</code> is 8 log2" in section
     page = Page(text)
     assert page.text("h1") == ["37 axes moved together: +12.0 mnat/token on 3 fresh seeds"]
-    assert page.row("axis")[0] == ["axis", "before", "after", "decision", "why"]
+    assert page.row("axis")[0] == ["axis", "decision", "before", "after"]
     assert page.row("the last centre")[0][-1] == "taken"
     assert words.section(finding(result), "a") == words.section(finding(result), "a")

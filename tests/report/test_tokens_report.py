@@ -46,7 +46,8 @@ def test_the_page_shows_the_factor_with_its_curve(tmp_path: Path) -> None:
     assert gain.saved is not None
     page = re.sub(r"\s+", " ", render(run_with(tmp_path, gain)))
     value, low, high = gain.saved.factor.value, gain.saved.factor.low, gain.saved.factor.high
-    assert f"<h1>Confirmed: the loss of elr-tuned with 1/{value:.2f} of its tokens</h1>" in page
+    said = f"Confirmed: the same loss as the best that learning rate alone can do, with 1/{value:.2f} of the tokens"
+    assert f"<h1>{said}</h1>" in page
     assert page.count("<small>its tokens</small>") == 1  # beside the nats of that reference alone
     assert f"<b>{value:.2f} × <small>its tokens</small></b>" in page
     assert f"for the same loss, 95 % CI {low:.2f} to {high:.2f} ×" in page
@@ -63,7 +64,7 @@ def test_the_page_shows_the_factor_with_its_curve(tmp_path: Path) -> None:
     [
         (
             {"gain": 0.3},
-            "Confirmed: the loss of elr-tuned with less than 1/1.90 of its tokens",
+            "Confirmed: the same loss as elr-tuned, with less than 1/1.90 of the tokens",
             "Tokens saved: elr-tuned",
         ),
         ({"gain": 0.0, "noise": 0.01}, "Confirmed: 45.2 mnat/token lower loss than elr-tuned", "No tokens saved that"),

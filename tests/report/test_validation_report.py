@@ -112,12 +112,12 @@ def test_drift_regret_and_slope_are_sentences() -> None:
     trend = Trend(along="width", slope=Interval(-0.0103, -0.02, -0.001), sizes=4)
     said = words.summary(found(at(1, SHOWN), at(2, SHOWN, UNCLEAR), at(4, SHOWN, SHOWN), trends=(trend,)))
     assert said[-1] == (
-        "Over 4 sizes the gain changes by -10.3 mnat/token (95 % CI -20.0 … -1.0) with every doubling of the width."
+        "Over 4 sizes the gain changes by −10.3 mnat/token (95 % CI −20.0 … −1.0) with every doubling of the width."
     )
     better = "confirmed: 0.0412 nats/token better (95 % CI 0.0300 … 0.0500)"
     assert said[2] == (
         f"At d64 L2 ({scaled(SHAPE, 64).parameters():,} parameters), against elr-tuned: {better}. "
         f"Against published: {better}. "
-        "The best ELR of the tuned Settings drifts by -0.10 log2 (95 % CI -0.30 … +0.20) from the proxy's. "
-        "Re-tuning there is not shown to gain: 0.0040 nats/token (95 % CI -0.0100 … 0.0200)."
+        "The best ELR of the tuned Settings drifts by −0.10 log2 (95 % CI −0.30 … +0.20) from the proxy's. "
+        "Re-tuning there is not shown to gain: 0.0040 nats/token (95 % CI −0.0100 … 0.0200)."
     )

@@ -113,7 +113,7 @@ def test_a_joint_move_says_what_was_promised_and_what_fresh_seeds_show() -> None
     [
         (BETTER, "confirmed: 0.0200 nats/token better (95 % CI 0.0100 … 0.0300)"),
         (WORSE, "worse: by 0.0200 nats/token (95 % CI 0.0100 … 0.0300)"),
-        (UNCLEAR, "no gain shown: 0.0000 nats/token (95 % CI -0.0100 … 0.0100)"),
+        (UNCLEAR, "no gain shown: 0.0000 nats/token (95 % CI −0.0100 … 0.0100)"),
         (None, "no gain shown: the incumbent diverged on 0, untuned on 2 of 3 seeds"),
     ],
 )
