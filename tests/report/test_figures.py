@@ -14,6 +14,8 @@ from mup_tune.findings import AxisFinding, Point
 from mup_tune.report import formats
 from mup_tune.report.figures import axes as figures
 from mup_tune.report.figures.curves import learning_curves
+from mup_tune.report.figures.forest import WRAP, Row, forest
+from mup_tune.report.figures.waterfall import Step, waterfall
 from mup_tune.stats import Interval
 
 
@@ -87,12 +89,10 @@ def test_colours_are_the_pages() -> None:
 
 
 def test_interval_rows_differ_in_shape_where_the_ci_holds_zero() -> None:
-    bars = [
-        figures.Bar("a", Interval(0.02, 0.01, 0.03)),
-        figures.Bar("b", Interval(0.0, -0.01, 0.01)),
-    ]
-    assert [bar.strong for bar in bars] == [True, False]
-    svg = figures.intervals(bars, "x", "two gains")
+    rows = [Row("a", Interval(0.02, 0.01, 0.03)), Row("b", Interval(0.0, -0.01, 0.01)), Row("c", None)]
+    assert [row.strong for row in rows] == [True, False, False]
+    svg = forest(rows, "x", "two gains")
+    assert ">not measured<" in svg
     assert ">+20.0<" in svg
     assert ">0.0<" in svg
     assert "var(--paper" in svg
@@ -100,8 +100,33 @@ def test_interval_rows_differ_in_shape_where_the_ci_holds_zero() -> None:
 
 def test_long_names_are_wrapped_not_clipped() -> None:
     name = "a reference with quite a long name of many words"
-    svg = figures.intervals([figures.Bar(name, Interval(0.02, 0.01, 0.03))], "x", "one gain")
-    assert all(len(part) <= 24 for part in re.findall(r">([^<>]*reference[^<>]*)</t", svg))
+    svg = forest([Row(name, Interval(0.02, 0.01, 0.03))], "x", "one gain")
+    parts = re.findall(r">([^<>]*(?:reference|words)[^<>]*)</t", svg)
+    assert len(parts) > 1
+    assert all(len(part) <= WRAP for part in parts)
+
+
+def test_an_interval_far_wider_than_its_gain_ends_in_an_arrow_and_leaves_the_others_readable() -> None:
+    wide, narrow = Row("wide", Interval(0.01, -9.0, 9.0)), Row("narrow", Interval(0.02, 0.01, 0.03))
+    ticks = [
+        float(each.replace("−", "-")) for each in re.findall(r">(−?\d+)</text>", forest([wide, narrow], "x", "two"))
+    ]
+    assert ticks
+    assert max(ticks) <= 100
+
+
+def test_rows_of_a_group_stand_below_its_name_once() -> None:
+    rows = [Row(str(place), Interval(0.02, 0.01, 0.03), "early" if place < 2 else "late") for place in range(4)]
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", forest(rows, "x", "four gains"))
+    assert (texts.count("early"), texts.count("late")) == (1, 1)
+
+
+def test_a_waterfall_goes_on_where_the_last_stage_ended() -> None:
+    steps = [Step("first", Interval(0.02, 0.01, 0.03)), Step("second", Interval(0.05, 0.04, 0.06), fresh=True)]
+    svg = waterfall([*steps, Step("whole", Interval(0.06, 0.05, 0.07), fresh=True, whole=True)], "x")
+    ticks = [float(each.replace("−", "-")) for each in re.findall(r">(−?\d+)</text>", svg)]
+    assert max(ticks) >= 60  # the second ends at 70 mnat, though no bar is longer than 60
+    assert all(f">{text}</text>" in svg for text in ("+20.0", "+50.0", "+60.0"))
 
 
 @settings(max_examples=12, deadline=None)
@@ -161,7 +186,7 @@ def test_formats(text: str, expected: str) -> None:
     ["$5% or $10", r"$\frac$ \[/x]", "_private", 'id="x" url(#y) #010b0c', "<b>&lt;", "ends with $", "x" * 30],
 )
 def test_names_in_figures_are_drawn_as_they_are(name: str) -> None:
-    bars = figures.intervals([figures.Bar(name, Interval(0.1, 0.0, 0.2))], "bars", name)
+    bars = forest([Row(name, Interval(0.1, 0.0, 0.2), "group")], "bars", name)
     lines = learning_curves({name: ([1.0, 10.0], [2.0, 1.0])}, "lines", "loss", 0, zero=False)
     for svg in (bars, lines):
         texts = [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
@@ -171,4 +196,4 @@ def test_names_in_figures_are_drawn_as_they_are(name: str) -> None:
 
 def test_a_name_too_long_for_a_legend_is_cut_and_not_dropped() -> None:
     svg = learning_curves({"n" * 100: ([1.0, 10.0], [2.0, 1.0])}, "lines", "loss", 0, zero=False)
-    assert f">{'n' * 33}…</text>" in svg
+    assert f">{'n' * 51}…</text>" in svg

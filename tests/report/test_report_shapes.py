@@ -14,7 +14,8 @@ from mup_tune import stats
 from mup_tune.channels import Ratio, at_depth, split
 from mup_tune.findings import Finding
 from mup_tune.findings.shapes import Ranking, ShapePoint, ShapeSet
-from mup_tune.report.figures.shapes import by_loss, is_plane, ratio_grids, tradeoff
+from mup_tune.report.figures.shapes import by_loss, tradeoff
+from mup_tune.report.figures.simplex import is_plane, simplex, spot
 from mup_tune.report.page import render
 from mup_tune.report.words import section
 from mup_tune.run.view import load_run
@@ -116,13 +117,21 @@ def test_figures_label_points_and_tell_orders_apart(orders) -> None:
     assert {"2:1:5", "1:1:6", "1:3:4"} <= set(labels)
     assert len(labels) <= len(points)
     assert all((f">{order}</text>" in text) == (len(orders) > 1) for order in orders)
-    grids = ratio_grids(points, "g")
-    assert grids.count(">eighths of attention</text>") == len(orders)
-    assert grids.count(">lowest</text>") == 1
-    assert len(re.findall(r">\+\d+\.\d</text>", grids)) == len(points) - 1
-    for each in (text, grids):
+    cells = simplex(points, "g")
+    assert cells.count(">more SSM ↑</text>") == len(orders)
+    assert cells.count(">lowest</text>") == 1
+    assert len(re.findall(r">\+\d+\.\d</text>", cells)) == len(points) - 1
+    assert all(cells.count(f">{ratio}</text>") == len(orders) for ratio in RATIOS)
+    for each in (text, cells):
         assert not re.search("#0[1-7]0b0c", each)  # every stand-in ink was painted
     assert tradeoff(points, "t") == text
+
+
+def test_neighbours_on_the_simplex_share_all_but_an_eighth() -> None:
+    """All six ratios that trade one eighth lie equally far from a ratio."""
+    x, y = spot((2, 2, 4))
+    away = [spot(at) for at in ((3, 1, 4), (1, 3, 4), (3, 2, 3), (1, 2, 5), (2, 3, 3), (2, 1, 5))]
+    assert [(a - x) ** 2 + (b - y) ** 2 for a, b in away] == pytest.approx([1.0] * 6)
 
 
 def test_diverged_points_are_crossed_and_come_last(tmp_path: Path) -> None:
@@ -135,7 +144,7 @@ def test_diverged_points_are_crossed_and_come_last(tmp_path: Path) -> None:
     last = [" ".join(cell.split()) for cell in table[-1][5:]]
     assert last == ["diverged", "–", "56 k 8 members", "–", ""]
     assert table[-1][0].strip() == "2:2:4"
-    assert ">✕</text>" in ratio_grids(points, "g")
+    assert ">✕</text>" in simplex(points, "g")
     # A Shape far above the others does not flatten them: the scale ends far below it.
     ticks = [float(tick) for tick in re.findall(r">(\d\.\d+)</text>", tradeoff(points, "t"))]
     assert ticks
