@@ -108,9 +108,8 @@ def test_long_names_are_wrapped_not_clipped() -> None:
 
 def test_an_interval_far_wider_than_its_gain_ends_in_an_arrow_and_leaves_the_others_readable() -> None:
     wide, narrow = Row("wide", Interval(0.01, -9.0, 9.0)), Row("narrow", Interval(0.02, 0.01, 0.03))
-    ticks = [
-        float(each.replace("−", "-")) for each in re.findall(r">(−?\d+)</text>", forest([wide, narrow], "x", "two"))
-    ]
+    svg = forest([wide, narrow], "x", "two gains")
+    ticks = [float(each.replace("−", "-")) for each in re.findall(r">(−?\d+)</text>", svg)]
     assert ticks
     assert max(ticks) <= 100
 
@@ -122,7 +121,10 @@ def test_rows_of_a_group_stand_below_its_name_once() -> None:
 
 
 def test_a_waterfall_goes_on_where_the_last_stage_ended() -> None:
-    steps = [Step("first", Interval(0.02, 0.01, 0.03)), Step("second", Interval(0.05, 0.04, 0.06), fresh=True)]
+    steps = [
+        Step("first", Interval(0.02, 0.01, 0.03), fresh=False),
+        Step("second", Interval(0.05, 0.04, 0.06), fresh=True),
+    ]
     svg = waterfall([*steps, Step("whole", Interval(0.06, 0.05, 0.07), fresh=True, whole=True)], "x")
     ticks = [float(each.replace("−", "-")) for each in re.findall(r">(−?\d+)</text>", svg)]
     assert max(ticks) >= 60  # the second ends at 70 mnat, though no bar is longer than 60
