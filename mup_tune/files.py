@@ -159,7 +159,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def dump_yaml(data: Any, compact: bool = False) -> str:
-    """Block-style YAML in the order given. ``compact``: lists and mappings without further ones take a line."""
+    """Block-style YAML in the order given. ``compact``: what holds no list or mapping stands on one line."""
     style = None if compact else False
     return str(
         yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=style)

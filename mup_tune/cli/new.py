@@ -19,7 +19,7 @@ from mup_tune.errors import UserError, located, unknown
 from mup_tune.files import dump_yaml, parse_yaml, write_out
 
 if TYPE_CHECKING:
-    from mup_tune.search.sizing import Answers, Sized
+    from mup_tune.search.sizing import Answers, Kind, Sized
 
 TEMPLATE = Path(__file__).parent / "templates" / "plan.yaml"
 DEVICES = ("cpu", "gpu")
@@ -94,8 +94,9 @@ def new(
     with located(field="--target"):
         shape = load_shape(target)
     data = open_mixture([Data(corpus=corpus)])
-    kind, usual = ("gpu", 1) if device == "gpu" else ("cpu", usable_cores())
-    answers = Answers(shape, data.sources[0].corpus, kind, gpus or usual, hours, speed, width)
+    kind: Kind = "gpu" if device == "gpu" else "cpu"
+    count = gpus or (1 if kind == "gpu" else usable_cores())
+    answers = Answers(shape, data.sources[0].corpus, kind, count, hours, speed, width)
     found = sized(answers)
     check_data(found.plan, data)
     name = found.shipped or str(proxy)

@@ -104,10 +104,11 @@ def sized(answers: Answers) -> Sized:
         waves = [wave for each in plan.rehearsal for wave in each.waves]
         return speed and price(waves, flat(speed, shape, budget.seq_len), answers.gpus).hours
 
-    plan, bound = planned(wanted), "corpus" if held < wanted else "usual"
+    bound: Bound = "corpus" if held < wanted else "usual"
+    plan = planned(wanted)
     hours = forecast(plan)
-    for _ in range(ROUNDS if answers.hours else 0):
-        if hours is None:
+    for _ in range(ROUNDS):
+        if answers.hours is None or hours is None:
             break
         asked = int(plan.header.budget.total_tokens * answers.hours / hours)
         bound = "steps" if asked < least else "hours" if asked <= most else "corpus" if most == held else "parameters"
@@ -135,7 +136,7 @@ def _proxy(answers: Answers, base: Base) -> tuple[str | None, Shape, tuple[str, 
 
 
 def _limits(corpus: Corpus, stages: Plan, usual: Budget) -> tuple[int, int]:
-    """Least and most tokens of a trial: some steps, and so few that the longest one still reads no text twice.
+    """Least and most tokens of a trial: some steps, and so few that the longest one reads no text twice.
 
     Raises:
         UserError: the corpus holds less than the least.
@@ -144,9 +145,11 @@ def _limits(corpus: Corpus, stages: Plan, usual: Budget) -> tuple[int, int]:
     longest = max(budget.total_tokens for budget in budgets) / stages.header.budget.total_tokens
     least, held = LEAST_STEPS * usual.batch_tokens, int(corpus.tokens("train") / longest)
     if held < least:
+        needed = (
+            f"{LEAST_STEPS} steps of {usual.batch_tokens:,} tokens, {longest:g} times as many in the longest trials"
+        )
         raise UserError(
-            f"its {corpus.tokens('train'):,} training tokens are too few: {LEAST_STEPS} steps of {usual.batch_tokens:,} "
-            f"tokens, {longest:g} times as many in the longest trials, are {int(longest * least):,}",
+            f"its {corpus.tokens('train'):,} training tokens are too few: {needed}, are {int(longest * least):,}",
             file=corpus.path,
             fix="Prepare more text",
         )

@@ -52,3 +52,8 @@ def test_bad_input_is_named(arguments: list[str], message: str) -> None:
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_widths_that_are_left_out_are_the_familys_smallest(corpus: Path) -> None:
+    given = ("--shape", "cpu-64", "--steps", 2, "--seeds", 1, "--corpus", corpus, "--json")
+    assert json.loads(mup_tune("check", "coordinate", *given).stdout)["sizes"] == [32, 64, 128, 256]
