@@ -3,7 +3,7 @@
     mup-tune transfer RUN --target gpu-256 --out tuned
     python examples/train_hf.py tuned --tokens 20000000 --out trained
 
-These sizes are for a GPU. To see it work on a CPU in a minute, take a small target:
+These sizes are for a GPU. To see it work on a CPU within minutes, take a small target:
 
     mup-tune transfer RUN --target cpu-64 --out small
     python examples/train_hf.py small --tokens 200000 --out trained

@@ -35,19 +35,26 @@ ROUNDS = 3  # of fitting hours: they grow as tokens do, but for validation and f
 class Base:
     """What a plan for such a device starts from: shipped stages, shipped sizes, and widths that suit it.
 
-    ``ready`` is a shipped proxy, for corpora whose ids it can read.
+    ``widths`` are in groups of much the same cost. The first group that the corpus has tokens enough for is
+    taken, and in it the width that rounds the target's channels least. ``ready`` is a shipped proxy, for
+    corpora whose ids it can read.
     """
 
     stages: tuple[str, str | None]
     sizes: tuple[str, str]
-    widths: tuple[int, ...]
+    widths: tuple[tuple[int, ...], ...]
     depth: int
     ready: str | None = None
 
 
 BASES: Mapping[Kind, Base] = {
-    "cpu": Base(("quickstart", None), ("falcon_h1", "cpu"), (32,), 2, "cpu-32"),
-    "gpu": Base(("falcon_h1", "gpu-short"), ("falcon_h1", "gpu-short"), (256, 320, 384), 4),
+    "cpu": Base(("quickstart", None), ("falcon_h1", "cpu"), ((32,),), 2, "cpu-32"),
+    "gpu": Base(
+        ("falcon_h1", "gpu-short"),
+        ("falcon_h1", "gpu-short"),
+        ((256, 320, 384), (128, 160, 192), (64, 80, 96)),
+        4,
+    ),
 }
 
 
@@ -86,9 +93,9 @@ def sized(answers: Answers) -> Sized:
         UserError: the corpus is too small, or no proxy has this width.
     """
     base = BASES[answers.device]
-    shipped, shape, rounded = _proxy(answers, base)
     stages, usual = _shipped(*base.stages), _shipped(*base.sizes).header.budget
     least, held = _limits(answers.corpus, stages, usual)
+    shipped, shape, rounded = _proxy(answers, base, held)
     wanted = max(usual.total_tokens, LEAST_PER_PARAMETER * shape.parameters())
     most = min(held, max(wanted, MOST_PER_PARAMETER * shape.parameters()))
 
@@ -122,16 +129,24 @@ def _shipped(name: str, scale: str | None) -> Plan:
     return load_plan(name, scale)
 
 
-def _proxy(answers: Answers, base: Base) -> tuple[str | None, Shape, tuple[str, ...]]:
-    """The shipped proxy that can read the corpus, else one after the target's proportions."""
+def _proxy(answers: Answers, base: Base, tokens: int) -> tuple[str | None, Shape, tuple[str, ...]]:
+    """The shipped proxy that can read the corpus, else one after the target's proportions.
+
+    A trial of ``tokens`` has a token for every parameter, if any of the widths lets it.
+    """
     ids, target = answers.corpus.vocab_size, answers.target
     if base.ready and not answers.width and ids <= (ready := load_shape(base.ready)).vocab_size:
         return base.ready, ready, ()
     vocabulary = target.vocab_size if ids <= target.vocab_size <= NEAR * ids else -(-ids // 8) * 8
-    smaller = [width for width in base.widths if width < target.d_model] or [max(16, target.d_model // 16 * 8)]
-    widths = [answers.width] if answers.width else smaller
-    made = [make_proxy(target, width, base.depth, vocabulary, "") for width in widths]
-    shape, rounded = min(made, key=lambda each: len(each[1]))  # the first of those that round least
+    groups = [[width for width in group if width < target.d_model] for group in base.widths]
+    if answers.width or not any(groups):
+        groups = [[answers.width or max(16, target.d_model // 16 * 8)]]
+    for group in filter(None, groups):
+        made = [make_proxy(target, width, base.depth, vocabulary, "") for width in group]
+        fitting = [each for each in made if each[0].parameters() * LEAST_PER_PARAMETER <= tokens]
+        shape, rounded = min(fitting or made[:1], key=lambda each: len(each[1]))  # the first of those that round least
+        if fitting:
+            break
     return None, shape, tuple(rounded)
 
 

@@ -90,6 +90,14 @@ def test_bytes_on_a_cpu_take_the_shipped_proxy_unless_a_width_is_asked_for() -> 
     assert wide.plan.shape.d_model == 64
 
 
+def test_less_text_takes_a_smaller_proxy_with_a_token_for_every_parameter() -> None:
+    target = load_shape("falcon-h1-1.5b-deep")
+    found = {tokens: sized(Answers(target, corpus(8192, tokens, 10**6), "gpu")) for tokens in (10**8, 7 * 10**6, 10**6)}
+    assert [each.plan.shape.d_model for each in found.values()] == [320, 128, 64]
+    for each in list(found.values())[:2]:
+        assert each.plan.header.budget.total_tokens >= 0.99 * each.plan.shape.parameters()
+
+
 def test_a_small_target_is_not_smaller_than_its_proxy() -> None:
     target = load_shape("cpu-256")
     found = sized(Answers(target, corpus(257, 10**9, 10**7), "gpu"))
