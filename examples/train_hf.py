@@ -3,6 +3,11 @@
     mup-tune transfer RUN --target gpu-256 --out tuned
     python examples/train_hf.py tuned --tokens 20000000 --out trained
 
+These sizes are for a GPU. To see it work on a CPU within minutes, take a small target:
+
+    mup-tune transfer RUN --target cpu-64 --out small
+    python examples/train_hf.py small --tokens 200000 --out trained
+
 What comes from the export: config, init, parameter groups, schedule and clipping. What is yours: data, batch
 size, number of tokens. `--out` holds a checkpoint to resume from, and at the end the model as transformers
 saves it. The same command after an interruption goes on where the last checkpoint was written, on the very

@@ -158,9 +158,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot be read ({error})", file=path) from None
 
 
-def dump_yaml(data: Any) -> str:
-    """Block-style YAML in the order given."""
-    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
+def dump_yaml(data: Any, compact: bool = False) -> str:
+    """Block-style YAML in the order given. ``compact``: what holds no list or mapping stands on one line."""
+    style = None if compact else False
+    return str(
+        yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=style)
+    )
 
 
 def validated(model: type[ModelT], data: Any, source: str | Path, at: str = "") -> ModelT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -142,12 +143,19 @@ def load_shape(name_or_file: str) -> Shape:
 RELEASED = ("falcon-h1-0.5b", "falcon-h1-1.5b", "falcon-h1-1.5b-deep", "falcon-h1-3b", "falcon-h1-7b", "falcon-h1-34b")
 
 
+def width_step(shape: Shape) -> int:
+    """The widths of its family are the multiples of this: at any other some count has to be rounded."""
+    groups = shape.d_ssm // (shape.ssm_head_dim * shape.n_groups)
+    return shape.d_model // gcd(shape.d_model, shape.n_heads, shape.n_kv_heads, groups, shape.d_ff)
+
+
 def scaled(shape: Shape, width: int, depth: int | None = None) -> Shape:
     """``shape`` at another width (and depth): channel counts in proportion, head dims and d_state kept.
 
     Raises:
         UserError: a count would have to be rounded, and sizes of one family are compared like with like.
     """
+    step = width_step(shape)
     counts = {
         field: getattr(shape, field) * width / shape.d_model for field in ("n_heads", "n_kv_heads", "d_ssm", "d_ff")
     }
@@ -156,7 +164,7 @@ def scaled(shape: Shape, width: int, depth: int | None = None) -> Shape:
         if count % unit.get(field, 1) or (count < 1 and getattr(shape, field)):
             raise UserError(
                 f"width {width} would make {field} of {shape.name!r} {count:g}, which has to be rounded",
-                fix=f"Use widths in the proportion of d_model = {shape.d_model} to its head counts",
+                fix=f"Its family has the widths {step}, {2 * step}, {3 * step} …",
             )
     sizes = {field: int(count) for field, count in counts.items()}
     name = f"{shape.name}-d{width}" + (f"-L{depth}" if depth else "")

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mup_tune.errors import UserError
-from mup_tune.shape import RELEASED, Shape, load_shape, make_proxy
+from mup_tune.files import shipped
+from mup_tune.shape import RELEASED, Shape, load_shape, make_proxy, scaled, width_step
 
 PUBLISHED_COUNTS = {
     "falcon-h1-0.5b": 0.521e9,
@@ -86,3 +87,18 @@ def test_half_a_target_needs_no_rounding() -> None:
 def test_unknown_names_get_a_suggestion() -> None:
     with pytest.raises(UserError, match="did you mean 'falcon-h1-7b'"):
         load_shape("falcon-h1-7")
+
+
+SHIPPED = sorted(path.stem for path in shipped("proxy_models").glob("*.yaml"))
+
+
+@given(st.sampled_from(SHIPPED), st.integers(1, 6000))
+def test_the_widths_of_a_family_are_the_multiples_of_its_step(name: str, width: int) -> None:
+    shape = load_shape(name)
+    step = width_step(shape)
+    for wanted in (width, step * (1 + width % 9)):
+        if wanted % step:
+            with pytest.raises(UserError, match=f"has the widths {step}, {2 * step}, {3 * step} …"):
+                scaled(shape, wanted)
+        else:
+            assert scaled(shape, wanted).d_model == wanted

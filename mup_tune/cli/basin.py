@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mup_tune.cli.check import EXIT, sizes
+from mup_tune.cli.check import EXIT, sizes, widths_of
 from mup_tune.cli.options import (
     CorpusOption,
     Executor,
@@ -36,7 +36,9 @@ SOURCE = "mup-tune check basin"  # stands where a plan's file stands in messages
 def basin(
     context: typer.Context,
     hp: Annotated[str, typer.Option(help="elr, ewd, rope_base or one of the 35 multipliers.")] = "elr",
-    widths: Annotated[str, typer.Option(help="d_model values, two or more.")] = "32,64,128",
+    widths: Annotated[
+        str, typer.Option(help="d_model values, two or more; the family's smallest three, doubling, if left out.")
+    ] = "",
     depths: Annotated[str, typer.Option(help="Layer counts; the shape's own where left out.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds a point; from 3 on the CIs rest on them.")] = 3,
     param: Annotated[
@@ -60,9 +62,11 @@ def basin(
     and sp stand side by side. Exit 0 pass, 1 fail, 3 inconclusive. The same command resumes an interrupted
     check.
     """
+    from mup_tune.shape import load_shape
+
     stage = {
         "hp": hp,
-        "widths": sizes(widths, "--widths"),
+        "widths": widths_of(load_shape(shape), widths, 3),
         "depths": sizes(depths, "--depths") if depths else (),
         "params": PARAMS[param],
         "offsets": numbers(offsets, "--offsets"),

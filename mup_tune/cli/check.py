@@ -35,11 +35,20 @@ def sizes(text: str, flag: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def widths_of(family: Shape, text: str, count: int) -> tuple[int, ...]:
+    """The widths asked for, else the family's ``count`` smallest that are a factor of 2 apart."""
+    from mup_tune.shape import width_step
+
+    return sizes(text, "--widths") if text else tuple(width_step(family) << power for power in range(count))
+
+
 @check.command()
 def coordinate(
     context: typer.Context,
     shape: FamilyOption = "cpu-64",
-    widths: Annotated[str, typer.Option(help="d_model values, three or more.")] = "32,64,128,256",
+    widths: Annotated[
+        str, typer.Option(help="d_model values, three or more; the family's smallest four, doubling, if left out.")
+    ] = "",
     depths: Annotated[str, typer.Option(help="Layer counts; checks depth at the shape's own width instead.")] = "",
     settings: SettingsOption = "untuned",
     param: Annotated[
@@ -71,7 +80,7 @@ def coordinate(
 
     family = load_shape(shape)
     direction: Direction = "depth" if depths else "width"
-    wanted = sizes(depths, "--depths") if depths else sizes(widths, "--widths")
+    wanted = sizes(depths, "--depths") if depths else widths_of(family, widths, 4)
     with located(field=f"--{direction}s"):
         shapes = [scaled(family, family.d_model, size) if depths else scaled(family, size) for size in wanted]
     tuned = load_settings(settings, family)

@@ -66,14 +66,15 @@ def _rows_of(data: Mixture, budget: Budget, factor: int) -> list[int]:
             field="budget.val_tokens",
             fix=f"Use at least {needed:,}",
         ) from None
-    for source, share in zip(data.sources, shares, strict=True):
-        held = Batches(source.corpus, "val", length, 1, VALIDATION_SEED).epoch_rows
+    held_by = [Batches(source.corpus, "val", length, 1, VALIDATION_SEED).epoch_rows for source in data.sources]
+    most = min(held * sum(data.parts) // part for held, part in zip(held_by, data.parts, strict=True)) * length
+    for source, share, held in zip(data.sources, shares, held_by, strict=True):
         if share > held:
             raise UserError(
                 f"val_tokens = {budget.val_tokens:,} asks {source.name!r} for {share * length:,} "
                 f"and its validation split holds {held * length:,} in whole rows of {size}",
                 field="budget.val_tokens",
-                fix="Lower it, or prepare the corpus with a larger --val-fraction",
+                fix=f"Use at most {most} (--set budget.val_tokens={most}), or prepare it with a larger --val-fraction",
             )
     return shares
 

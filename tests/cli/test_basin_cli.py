@@ -98,7 +98,10 @@ def test_a_check_trains_once_prints_its_numbers_and_exits_by_its_verdict(
     ("arguments", "message"),
     [
         (["--hp", "erl"], "did you mean 'elr'"),
-        (["--widths", "32,40"], "n_heads of 'cpu-64' 2.5, which has to be rounded"),
+        (
+            ["--widths", "32,40"],
+            "n_heads of 'cpu-64' 2.5, which has to be rounded. Its family has the widths 32, 64, 96 …",
+        ),
         (["--widths", "32"], "are one size"),
         (["--widths", "32,big"], "--widths: '32,big' is not a list of sizes"),
         (["--widths", "32,32"], "names a value twice"),

@@ -63,3 +63,8 @@ def test_an_inconclusive_check_names_the_command_that_may_decide(corpus: Path, m
     assert done.returncode == 3
     said = f"`mup-tune check coordinate --widths 32,64,128 --steps 2 --seeds 4 --corpus {corpus}`"
     assert done.stdout.splitlines()[-1] == f"More seeds may decide it: {said}"
+
+
+def test_widths_that_are_left_out_are_the_familys_smallest(corpus: Path) -> None:
+    given = ("--shape", "cpu-64", "--steps", 2, "--seeds", 1, "--corpus", corpus, "--json")
+    assert json.loads(mup_tune("check", "coordinate", *given).stdout)["sizes"] == [32, 64, 128, 256]

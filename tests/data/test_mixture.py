@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -153,8 +154,12 @@ def test_too_few_and_too_many_validation_tokens_are_refused_with_the_number(corp
     with pytest.raises(UserError, match=r"a row is 32 tokens \(4 × seq_len\)\. Use at least 320"):
         row_counts(mixed, budget(96, val_lengths=(1, 4)))
     assert row_counts(mixed, budget(320, val_lengths=(2, 4))).longest == [9, 1]
-    with pytest.raises(UserError, match=r"asks 'a' for 7,200 and its validation split holds"):
+    with pytest.raises(UserError, match=r"asks 'a' for 7,200 and its validation split holds") as refused:
         row_counts(mixed, budget(8000))
+    (most,) = re.findall(r"--set budget\.val_tokens=(\d+)", str(refused.value))
+    row_counts(mixed, budget(int(most)))
+    with pytest.raises(UserError, match="validation split holds"):
+        row_counts(mixed, budget(int(most) + 2 * 8))
 
 
 def test_what_cannot_be_mixed_is_named(corpora: list[Corpus], tmp_path: Path) -> None:
