@@ -14,7 +14,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # What `make check` leaves to `make test`: other processes, training, interpreted kernels, many draws, many figures.
 SLOW := $(addprefix tests/, benchmarks checks cli engine examples loggers/test_wandb.py model/kernels train \
-	model/test_depth.py model/test_fused.py model/test_ssd_mamba.py report/test_browser.py report/test_figures.py \
+	model/test_depth.py model/test_fused.py model/test_ssd_mamba.py report/test_browser.py report/test_browser_lists.py report/test_figures.py \
 	report/test_lengths.py report/test_report_comparison.py report/test_report_folder.py report/test_report_page.py \
 	report/test_report_shapes.py report/test_reports_index.py report/test_serve.py run/test_crash.py \
 	search/test_forecast.py \
