@@ -23,7 +23,7 @@ LATER = {"docs/figures/page.png"}  # drawn from the demo's own page
 
 
 class As(NamedTuple):
-    """How a test runs a command: what is appended, where a later option outdoes an earlier one, and how it may end."""
+    """How a test runs a command: options that it appends, of which the last counts, and exit codes."""
 
     more: str = ""
     codes: tuple[int, ...] = (0,)
@@ -37,15 +37,15 @@ UNCERTAIN = (0, 1, 3)  # of so few steps any verdict may come
 BRIEF = "--set budget.seq_len=32 --set budget.batch_tokens=64 --set budget.total_tokens=1280"
 SWEEP = As(
     f"--executor inline {BRIEF} --set budget.val_tokens=640 --set stages.0.elr_offsets=[-1,0,1] "
-    "--set stages.0.ewd_offsets=[-1,0,1] --set stages.1.pairs=4 --set stages.1.rounds=1 --set stages.2.n_seeds=2 "
-    "--set stages.2.horizons=[1.25,2] --set stages.3.n_seeds=2"
+    "--set stages.0.ewd_offsets=[-1,0,1] --set stages.1.pairs=4 --set stages.1.rounds=1 --set stages.1.line_seeds=2 "
+    "--set stages.1.verify_seeds=2 --set stages.2.n_seeds=2 --set stages.2.horizons=[1.25,2] --set stages.3.n_seeds=2"
 )
 PREPARE = "mup-tune data prepare my-text/ --out corpus --tokenizer bytes"
 NEW = "mup-tune new plan.yaml --target falcon-h1-0.5b --corpus corpus --device cpu"
 VALIDATE = "mup-tune validate runs/first --widths 2 --depths 2 --horizons 1.25,1.5,2"
 FULL = "mup-tune transfer runs/first --target falcon-h1-0.5b --out falcon-h1-0.5b-tuned"
 NIGHT = "--target falcon-h1-1.5b-deep --corpus corpus-8k --device gpu --hours 10 --speed 1e6"
-SMALLER = As("--executor inline --seeds 2", UNCERTAIN)
+SMALLER = As("--executor inline --seeds 2 --horizons 1.25,1.5", UNCERTAIN)
 ANYWAY = As("--force")  # twenty steps confirm nothing
 
 COMMANDS: dict[str, As | Skipped] = {
@@ -67,7 +67,8 @@ COMMANDS: dict[str, As | Skipped] = {
     "mup-tune verify falcon-h1-0.5b-tuned --model my_model:build": As(),
     "mup-tune check coordinate": As("--corpus corpus --widths 32,64,128 --steps 2 --seeds 1", UNCERTAIN),
     "mup-tune check basin": As(
-        "--corpus corpus --widths 32,64 --seeds 1 --tokens 2048 --offsets -1,0,1 --executor inline", UNCERTAIN
+        "--corpus corpus --widths 32,64 --seeds 1 --param mup --tokens 2048 --offsets -1,0,1 --executor inline",
+        UNCERTAIN,
     ),
     "mup-tune check basin --shape night-proxy.yaml --corpus corpus-8k": Skipped("a proxy that takes a GPU"),
     # docs/tutorial.md alone
@@ -107,7 +108,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "def build(config):\n    return FalconH1ForCausalLM(FalconH1Config(**config))\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "SIZES", (1, 2, 4, 8, 16))  # larger populations are not worth their calibration here
+    monkeypatch.setattr(loop, "SIZES", (1, 4))  # more and larger populations are not worth their calibration here
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "my_model", raising=False)
     return tmp_path
