@@ -45,7 +45,7 @@ NEW = "mup-tune new plan.yaml --target falcon-h1-0.5b --corpus corpus --device c
 VALIDATE = "mup-tune validate runs/first --widths 2 --depths 2 --horizons 1.25,1.5,2"
 FULL = "mup-tune transfer runs/first --target falcon-h1-0.5b --out falcon-h1-0.5b-tuned"
 NIGHT = "--target falcon-h1-1.5b-deep --corpus corpus-8k --device gpu --hours 10 --speed 1e6"
-SMALLER = As("--executor inline --seeds 2 --horizons 1.25,1.5", UNCERTAIN)
+SMALLER = As("--executor inline --seeds 2 --widths ''", UNCERTAIN)
 ANYWAY = As("--force")  # twelve steps confirm nothing
 
 COMMANDS: dict[str, As | Skipped] = {
