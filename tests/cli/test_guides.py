@@ -33,7 +33,7 @@ class Skipped(NamedTuple):
 
 
 UNCERTAIN = (0, 1, 3)  # of so few steps any verdict may come
-BRIEF = "--set budget.seq_len=32 --set budget.batch_tokens=64 --set budget.total_tokens=1280"
+BRIEF = "--set budget.seq_len=32 --set budget.batch_tokens=64 --set budget.total_tokens=768"
 SWEEP = As(
     f"--executor inline {BRIEF} --set budget.val_tokens=640 --set stages.0.elr_offsets=[-1,0,1] "
     "--set stages.0.ewd_offsets=[-1,0,1] --set stages.1.pairs=4 --set stages.1.rounds=1 --set stages.1.line_seeds=2 "
@@ -44,8 +44,8 @@ NEW = "mup-tune new plan.yaml --target falcon-h1-0.5b --corpus corpus --device c
 VALIDATE = "mup-tune validate runs/first --widths 2 --depths 2 --horizons 1.25,1.5,2"
 FULL = "mup-tune transfer runs/first --target falcon-h1-0.5b --out falcon-h1-0.5b-tuned"
 NIGHT = "--target falcon-h1-1.5b-deep --corpus corpus-8k --device gpu --hours 10 --speed 1e6"
-SMALLER = As("--executor inline --seeds 2 --horizons 1.25,1.5", UNCERTAIN)
-ANYWAY = As("--force")  # twenty steps confirm nothing
+SMALLER = As("--executor inline --seeds 2 --widths ''", UNCERTAIN)
+ANYWAY = As("--force")  # twelve steps confirm nothing
 
 COMMANDS: dict[str, As | Skipped] = {
     PREPARE: As("--val-fraction 0.02"),
