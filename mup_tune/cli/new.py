@@ -16,7 +16,6 @@ from mup_tune.cli.options import SHAPES, one_of
 from mup_tune.cli.output import say
 from mup_tune.cores import usable_cores
 from mup_tune.errors import UserError, located, unknown
-from mup_tune.files import dump_yaml, parse_yaml, write_out
 
 if TYPE_CHECKING:
     from mup_tune.search.sizing import Answers, Kind, Sized
@@ -87,6 +86,7 @@ def new(
     if device not in DEVICES:
         raise UserError(unknown("device", device, DEVICES), field="--device")
     from mup_tune.data.mixture import Data, open_mixture
+    from mup_tune.files import dump_yaml, write_out
     from mup_tune.search.execute import check_data
     from mup_tune.search.sizing import Answers, sized
     from mup_tune.shape import load_shape
@@ -132,6 +132,8 @@ def _asked(question: str, usual: str, flag: str) -> str:
 def _text(answers: Answers, found: Sized, target: str, corpus: str, proxy: str) -> str:
     """The YAML file. What users named stands in values alone, never in comments."""
     from jinja2 import Environment, StrictUndefined
+
+    from mup_tune.files import dump_yaml
 
     plan = found.plan
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
@@ -203,6 +205,8 @@ def _notes(answers: Answers, found: Sized) -> list[str]:
 
 def _scalar(value: str) -> str:
     """A text inside a flow mapping: bare where YAML takes it for nothing else."""
+    from mup_tune.files import parse_yaml
+
     bare = re.fullmatch(r"[A-Za-z0-9_./-]+", value) and parse_yaml(value, FIELD) == value
     return value if bare else json.dumps(value)
 

@@ -179,7 +179,7 @@ def _coverage(run: RunView) -> Iterator[Caveat]:
     if seeds < FEW_SEEDS and run.findings:
         noise = f", with σ_Δ up to {1e3 * max(known):.1f} mnat/token" if known else ""
         on = f"{formats.plural(seeds, 'seed')}{noise}"
-        text = f"Stages tune on {on}: single decisions may be noise. Their sum was tested."
+        text = f"Stages tune on {on}: single decisions may be noise."
         yield Caveat(28, "note", "Tuned on few seeds", text)
 
 

@@ -24,12 +24,13 @@ def what_was_tuned(run: RunView) -> str:
     n = sum(name in swept for name in MULTIPLIER_NAMES)
     found = [f"{'all' if n == len(MULTIPLIER_NAMES) else f'{n} of the'} 35 µP multipliers"] if n else []
     found += [LONG[axis] for axis in GLOBAL_AXES if axis in swept]
-    what = " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found) or "Nothing yet"
+    what = " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
+    proxy = f"{plan.proxy.name or 'a proxy'} ({plan.proxy.size}, {plan.proxy.parameters():,} parameters)"
+    target = f", for {plan.target.name}" if plan.target and plan.target.name else ""
     sources = ", ".join(f"{each.name} ({formats.si(each.train_tokens)} tokens)" for each in corpus.sources)
     return (
-        f"Tuned: {what}, of {plan.proxy.name or 'a proxy'} ({plan.proxy.size}, {plan.proxy.parameters():,} parameters) "
-        f"on {sources or corpus.name}, {plan.budget.total_tokens:,} tokens a trial"
-        f"{f', for {plan.target.name}' if plan.target and plan.target.name else ''}."
+        f"{f'Tuned: {what}, of' if what else 'Measured, not tuned:'} {proxy} on {sources or corpus.name}, "
+        f"{plan.budget.total_tokens:,} tokens a trial{target}."
     )
 
 

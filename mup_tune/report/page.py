@@ -26,7 +26,7 @@ from mup_tune.report.figures.seeds import seed_strips
 from mup_tune.report.figures.waterfall import waterfall
 from mup_tune.report.html import rendered
 from mup_tune.report.overview import MARKS, MOVES
-from mup_tune.report.plain import Names, names_of
+from mup_tune.report.plain import Names, names_of, same
 from mup_tune.report.training import Training, training
 from mup_tune.run.folder import PLAN
 from mup_tune.run.tables import slug
@@ -94,6 +94,7 @@ def render(run: RunView) -> str:
         most_said=MOST_SAID,
         groups=facts.what_was_run(run),
         final=run.settings,
+        used=run.settings is not None and not same(run.settings, run.plan.start),
         file_name=slug(run.plan.name),
         start_yaml=run.plan.start.to_yaml(),
         plan_yaml=_plan(run),

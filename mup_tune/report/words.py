@@ -129,7 +129,7 @@ def gain(interval: Interval | None) -> str:
 
 def log2(interval: Interval) -> str:
     """A log2 offset with its CI."""
-    return formats.minus(f"{interval.value:+.2f} log2 {ci(interval, '+.2f')}")
+    return f"{formats.log2(interval.value)} log2 {ci(interval, '+.2f')}"
 
 
 def opposite(interval: Interval) -> Interval:

@@ -96,7 +96,7 @@ def test_headline_and_verdicts_are_those_of_mup(page: Page) -> None:
     assert "✓ pass" in text
     assert "✕ fail" in text
     told = "he optimum of elr moves by {0} log2 (95 % CI {1} … {2}) from d32 to d128, {3} ±0.5."
-    mup, sp = told.format("+0.00", "−0.20", "+0.30", "inside"), told.format("−2.00", "−2.20", "−1.70", "wholly outside")
+    mup, sp = told.format("0.00", "−0.20", "+0.30", "inside"), told.format("−2.00", "−2.20", "−1.70", "wholly outside")
     assert f"T{mup} sp: fail: t{sp}" in page.text("p")
     assert any("same 409,600 tokens" in each for each in page.text("p"))
 

@@ -187,5 +187,6 @@ def test_the_page_has_both_figures_for_37_axes_and_one_figure_of_comparisons(tmp
     assert page.text("h1") == ["37 axes moved together: +12.0 mnat/token on 3 fresh seeds"]
     assert sum(len(page.row(axis)) for axis in names) == len(names)  # in the table of all settings, and there alone
     assert page.row("the last centre")[0][2] == "+12.0"
+    assert page.row("the last centre")[0][-1] == "taken"
     assert "taken." in section
     assert words.section(finding(result), "a") == words.section(finding(result), "a")

@@ -67,6 +67,8 @@ def panels(basins: Sequence[Basin], name: str) -> Markup:
             _optima(lower, basin)
             lower.set_xlabel(f"log2 {basin.hp}; optimum with 95 % CI")
             lower.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        xs = [origin(size) + point.offset for basin in basins for size in basin.sizes for point in size.points]
+        grid[0, 0].set_xlim(min(xs) - 0.6, max(xs) + 0.6)  # a CI that is not known must not press the bowls together
         grid[0, 0].set_ylabel("loss − lowest (mnat/token)")
         return svg(figure, name, "; ".join(_describe(basin) for basin in basins))
 

@@ -101,7 +101,7 @@ def test_what_the_lengths_say():
     gap = summary(finding)[-1]
     assert gap.startswith("Loss at 8x − loss at 1x")
     assert "+0.01" in gap.split(" at the incumbent's base, 1e4")[0]
-    assert "-0.06" in gap.split(" at the incumbent's base, 1e4")[1]
+    assert "−0.06" in gap.split(" at the incumbent's base, 1e4")[1]
     mean = {seed: np.mean([each.points[2].losses[seed] for each in finding.result.lengths]) for seed in (0, 1, 2)}
     assert finding.axes[0].points[2].losses == pytest.approx(mean)
 
