@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,15 @@ def test_the_first_screen_has_its_order(full: RunView) -> None:
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert places[-1] < text.index("<section")
+
+
+def test_a_clock_that_was_set_back_gives_no_time_by_the_clock(full: RunView) -> None:
+    units = [tile.unit for tile in costs.tiles(full)]
+    late = replace(full, record=full.record.model_copy(update={"created": "2999-01-01T00:00:00+00:00"}))
+    assert [tile.unit for tile in costs.tiles(late)] == [unit for unit in units if unit != "by the clock"]
+
+
+def test_a_name_without_plain_words_speaks_for_itself(full: RunView) -> None:
+    names = names_of(full)
+    assert names.long("<b>mine") == names.short("<b>mine") == names.term("<b>mine") == "<b>mine"
+    assert names.term("elr-tuned") == "the best that learning rate alone can do (elr-tuned)"

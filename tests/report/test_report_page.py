@@ -124,6 +124,9 @@ def test_axis_rows_hold_optimum_gain_and_decision(full: tuple[Path, str]) -> Non
         "< 0.001",
         "",
     ]
+    said = " ".join(full[1].split())  # the row's reason stands once, among the stage's sentences
+    assert "best point gain 0.0182 nats/token (95 % CI 0.0168 … 0.0196), p = 0.0004 after Holm" in said
+    assert "shrunken optimum +1.10 log2" in said
     assert found["ssm_dt"][1] == "? not identifiable"
     assert found["ssm_dt"][4:7] == ["–", "–", "–"]
     assert "never leaves its init" in found["ssm_dt"][7]
