@@ -43,6 +43,7 @@ def status(
 
 def _facts(run: Any) -> dict[str, Any]:
     from mup_tune.report.claims import claims_of, headline
+    from mup_tune.report.plain import names_of
     from mup_tune.report.words import summary
     from mup_tune.run.folder import RunFolder
     from mup_tune.run.journal import Journal
@@ -54,7 +55,9 @@ def _facts(run: Any) -> dict[str, Any]:
     confirmation = last_confirmation(list(findings.values()))
     claims = claims_of(confirmation) if confirmation else []
     wanted = len(folder.plan.stages)
-    title, below = headline(list(findings.values()), claims, wanted, live)
+    state = journal.state()
+    names = names_of(list(findings.values()), state.references if state else {}, folder.plan.proxy)
+    title, below = headline(list(findings.values()), claims, wanted, live, names.long)
     complete = bool(journal.get_note("complete"))
     return {
         "run": str(run),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mup_tune.findings import Comparison
 from mup_tune.findings.validation import Validation
 from mup_tune.report import claims as claimed
 from mup_tune.report.claims import Claim
-from mup_tune.report.plain import names_of
+from mup_tune.report.plain import Names, names_of
 from mup_tune.report.words import Headline
 from mup_tune.run.verdict import last_confirmation
-from mup_tune.run.view import RunView
 from mup_tune.stats.tokens import TokensSaved
+
+if TYPE_CHECKING:  # `status` needs no pandas
+    from mup_tune.run.view import RunView
 
 PROXY = "the proxy"
 
@@ -33,7 +35,12 @@ def claims_of(run: RunView) -> list[Claim]:
 
 def headline_of(run: RunView) -> Headline:
     """What heads the page of a run, and the sentences below it, in plain words for references."""
-    return claimed.headline(run.findings, claims_of(run), len(run.plan.stages), run.live, names_of(run).long)
+    return claimed.headline(run.findings, claims_of(run), len(run.plan.stages), run.live, names(run).long)
+
+
+def names(run: RunView) -> Names:
+    """The plain words of a run's references."""
+    return names_of(run.findings, run.references, run.plan.proxy)
 
 
 def gains_of(run: RunView) -> dict[tuple[str, str], Gained]:

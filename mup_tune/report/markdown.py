@@ -10,8 +10,8 @@ from mup_tune.findings import Finding
 from mup_tune.markdown import bullets, plain, table
 from mup_tune.report import facts, formats, words
 from mup_tune.report.claims import Claim
-from mup_tune.report.gains import claims_of, headline_of
-from mup_tune.report.plain import Names, names_of
+from mup_tune.report.gains import claims_of, headline_of, names
+from mup_tune.report.plain import Names
 from mup_tune.report.standalone import Drawn
 from mup_tune.report.tables import ABOUT
 from mup_tune.run.view import RunView
@@ -27,7 +27,7 @@ def markdown(run: RunView, tables: Mapping[str, pd.DataFrame], figures: Iterable
         plain(below),
         plain(f"Plan {run.plan.name}, {formats.instant(run.record.created)}. {run.plan.about}"),
         f"{progress}[The whole page](index.html) explains every figure.",
-        *([_claims(claims, names_of(run))] if claims else []),
+        *([_claims(claims, names(run))] if claims else []),
         *_settings(run),
         "## What each stage found",
         *map(_stage, run.findings),
@@ -47,9 +47,9 @@ def tables_list(tables: Mapping[str, tuple[int, str]]) -> str:
     return bullets(f"[{name}.csv](tables/{name}.csv), {rows:,} rows: {about}" for name, (rows, about) in tables.items())
 
 
-def _claims(claims: Iterable[Claim], names: Names) -> str:
+def _claims(claims: Iterable[Claim], known: Names) -> str:
     head = ("over", "gain (mnat/token)", "95 % CI", "tokens for the same loss", "95 % CI", "seeds", "verdict")
-    return table(head, (_claim(each, names.term(each.comparison.reference)) for each in claims))
+    return table(head, (_claim(each, known.term(each.comparison.reference)) for each in claims))
 
 
 def _claim(claim: Claim, over: str) -> list[str]:

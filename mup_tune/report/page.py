@@ -26,7 +26,7 @@ from mup_tune.report.figures.seeds import seed_strips
 from mup_tune.report.figures.waterfall import waterfall
 from mup_tune.report.html import rendered
 from mup_tune.report.overview import MARKS, MOVES
-from mup_tune.report.plain import Names, names_of, same
+from mup_tune.report.plain import Names, same
 from mup_tune.report.training import Training, training
 from mup_tune.run.folder import PLAN
 from mup_tune.run.tables import slug
@@ -71,7 +71,7 @@ class StageView:
 
 def render(run: RunView) -> str:
     """The page as HTML text."""
-    names, claims = names_of(run), gains.claims_of(run)
+    names, claims = gains.names(run), gains.claims_of(run)
     title, subtitle = gains.headline_of(run)
     stages = _stages(run, names)
     found, whole = caveats.caveats(run, names), _whole(run, names)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mup_tune.findings import Finding
 from mup_tune.findings.baselines import BaselineSet
 from mup_tune.findings.global_axes import GlobalAxes
 from mup_tune.multipliers import MULTIPLIER_NAMES
-from mup_tune.run.view import RunView
 from mup_tune.settings import AXES, Settings, falcon_h1_published, untuned
+from mup_tune.shape import Shape
 
 RATES = {"elr": ("learning rate", "LR"), "ewd": ("weight decay", "WD")}
 
@@ -48,20 +49,20 @@ class Names:
         return re.sub(pattern, lambda found: (self.short if short else self.long)(found[0]), text)
 
 
-def names_of(run: RunView) -> Names:
+def names_of(findings: Sequence[Finding], references: Mapping[str, Settings], proxy: Shape) -> Names:
     """The references of a run that its Settings and stages explain."""
-    tuned = list(_tuned(run))
+    tuned = list(_tuned(findings))
     found: dict[str, Plain] = {}
-    for name, settings in run.references.items():
+    for name, settings in references.items():
         swept = next((axes for each, axes in tuned if same(each, settings)), None)
         if swept and all(settings.value(each) == 1.0 for each in MULTIPLIER_NAMES):
             long, short = (" and ".join(RATES[axis][form] for axis in RATES if axis in swept) for form in (0, 1))
             found[name] = Plain(f"the best that {long} alone can do", f"{short} alone")
-        elif same(settings, untuned(run.plan.proxy)):
+        elif same(settings, untuned(proxy)):
             found[name] = Plain("all multipliers at 1 and nothing tuned", "nothing tuned")
         elif same(settings, falcon_h1_published()):
             found[name] = Plain("Falcon-H1's published multipliers", "published")
-        elif name == "random search" and any(flops for flops in _drawn(run)):
+        elif name == "random search" and any(flops for flops in _drawn(findings)):
             found[name] = Plain("random search for the same FLOPs", "random search")
     return Names(found)
 
@@ -71,9 +72,9 @@ def same(one: Settings, other: Settings) -> bool:
     return one.base == other.base and all(one.value(axis) == other.value(axis) for axis in AXES)
 
 
-def _tuned(run: RunView) -> Iterator[tuple[Settings, set[str]]]:
+def _tuned(findings: Sequence[Finding]) -> Iterator[tuple[Settings, set[str]]]:
     """Settings that came out of a sweep of global axes alone, with the axes swept."""
-    for finding in run.findings:
+    for finding in findings:
         if isinstance(finding.result, GlobalAxes):
             yield finding.after, {axis.axis for axis in finding.result.axes} & set(RATES)
         if isinstance(finding.result, BaselineSet):
@@ -81,7 +82,7 @@ def _tuned(run: RunView) -> Iterator[tuple[Settings, set[str]]]:
                 yield each.settings, {axis.axis for axis in each.result.axes} & set(RATES)
 
 
-def _drawn(run: RunView) -> Iterator[float | None]:
-    for finding in run.findings:
+def _drawn(findings: Sequence[Finding]) -> Iterator[float | None]:
+    for finding in findings:
         if isinstance(finding.result, BaselineSet) and finding.result.random:
             yield finding.result.random.flops

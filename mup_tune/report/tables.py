@@ -17,7 +17,7 @@ from mup_tune.findings.surface import ResponseSurface
 from mup_tune.multipliers import MULTIPLIERS
 from mup_tune.report import facts, words
 from mup_tune.report.claims import claims_of
-from mup_tune.report.training import training
+from mup_tune.report.training import compared
 from mup_tune.run.view import RunView
 from mup_tune.settings import GLOBAL_AXES, Settings
 from mup_tune.stats import Interval
@@ -196,10 +196,10 @@ def _claims(finding: Finding) -> Iterator[dict[str, Any]]:
 
 
 def _curves(run: RunView) -> Rows:
-    found = training(run)
+    losses, gaps, _ = compared(run)
     return [
         {"what": what, "settings": name, "tokens": tokens[index], unit: values[index]}
-        for what, unit, drawn in (("training loss", "loss", found.losses), ("difference", "gap_mnat", found.gaps))
+        for what, unit, drawn in (("training loss", "loss", losses), ("difference", "gap_mnat", gaps))
         for name, (tokens, values) in drawn.items()
         for index in thinned(len(tokens))
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -17,9 +17,11 @@ from rich.text import Text
 from mup_tune.findings import Finding
 from mup_tune.report import formats, words
 from mup_tune.report.gains import gains_of, headline_of
-from mup_tune.run.view import RunView
 from mup_tune.stats import Interval
 from mup_tune.stats.tokens import TokensSaved
+
+if TYPE_CHECKING:  # `status` needs no pandas
+    from mup_tune.run.view import RunView
 
 WIDEST, NARROWEST = 80, 40
 BOUND = "\ue000"  # a space that does not break

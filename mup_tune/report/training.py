@@ -37,7 +37,7 @@ class Training:
 
 def training(run: RunView) -> Training:
     """Reads few packs of however many: those of the Settings compared, and an even choice of the others."""
-    losses, gaps, seeds = _compared(run)
+    losses, gaps, seeds = compared(run)
     trials = run.trials[(run.trials["shape"] == run.plan.proxy.name)]
     trials = trials[trials["total_tokens"] == run.plan.budget.total_tokens]
     gone = trials[trials["status"] != "ok"]
@@ -52,7 +52,7 @@ def training(run: RunView) -> Training:
     )
 
 
-def _compared(run: RunView) -> tuple[dict[str, Curve], dict[str, Curve], int]:
+def compared(run: RunView) -> tuple[dict[str, Curve], dict[str, Curve], int]:
     """Of the final incumbent and of each reference, over the seeds that all of them trained on."""
     final = run.settings
     if final is None:

@@ -119,8 +119,18 @@ class RunView:
     def _packs(self) -> dict[str, dict[str, Any]]:
         return {hash_: pack for pack in self.commits for hash_ in pack["hashes"]}
 
+    @cached_property
+    def _last(self) -> dict[str, Any]:
+        """The table that was read last, by its pack: members of one pack are often asked for in a row."""
+        return {}
+
     def _read(self, pack: dict[str, Any]) -> Any:
-        return read_curves(RunFolder.open(self.path).curves, pack)
+        name = pack["curves"]["file"]
+        if name not in self._last:
+            table = read_curves(RunFolder.open(self.path).curves, pack)
+            self._last.clear()
+            self._last[name] = table
+        return self._last[name]
 
 
 def load_run(path: str | Path) -> RunView:

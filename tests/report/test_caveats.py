@@ -11,15 +11,15 @@ from synthetic_run import COMPARISONS, SHAPE, comparison, full_run, synthetic_fi
 
 from mup_tune.report import costs
 from mup_tune.report.caveats import Caveat, caveats, verdicts
+from mup_tune.report.gains import names
 from mup_tune.report.page import render
-from mup_tune.report.plain import names_of
 from mup_tune.run.view import RunView, load_run
 from mup_tune.settings import untuned
 from mup_tune.stats import Interval
 
 
 def found(run: RunView) -> dict[str, Caveat]:
-    return {each.title: each for each in caveats(run, names_of(run))}
+    return {each.title: each for each in caveats(run, names(run))}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> RunView:
 
 
 def test_the_heaviest_comes_first_and_all_are_counted(full: RunView) -> None:
-    items = caveats(full, names_of(full))
+    items = caveats(full, names(full))
     assert [each.weight for each in items] == sorted((each.weight for each in items), reverse=True)
     ((_, _, told),) = (each for each in verdicts(full, items) if each[1] == "Caveats")
     assert sum(map(int, re.findall(r"\d+", told))) == len(items)
@@ -49,7 +49,7 @@ def test_what_the_run_lacks_is_said_with_its_numbers(full: RunView) -> None:
 
 def test_a_run_without_a_confirmation_says_that_first(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "run", synthetic_findings((0, 1, 2), ()), {}))
-    first, *rest = caveats(run, names_of(run))
+    first, *rest = caveats(run, names(run))
     assert first.title == "No confirmation on fresh seeds"
     assert "Not finished" in {each.title for each in rest}
     assert "Few seeds" not in {each.title for each in rest}
@@ -95,6 +95,6 @@ def test_a_clock_that_was_set_back_gives_no_time_by_the_clock(full: RunView) -> 
 
 
 def test_a_name_without_plain_words_speaks_for_itself(full: RunView) -> None:
-    names = names_of(full)
-    assert names.long("<b>mine") == names.short("<b>mine") == names.term("<b>mine") == "<b>mine"
-    assert names.term("elr-tuned") == "the best that learning rate alone can do (elr-tuned)"
+    known = names(full)
+    assert known.long("<b>mine") == known.short("<b>mine") == known.term("<b>mine") == "<b>mine"
+    assert known.term("elr-tuned") == "the best that learning rate alone can do (elr-tuned)"

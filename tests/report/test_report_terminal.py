@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from mup_tune.cli import app
 from mup_tune.cli.output import Terminal
+from mup_tune.report.gains import headline_of
 from mup_tune.report.terminal import ASCII, BLOCKS, Ink, chart, fitted, told
 from mup_tune.run.view import load_run
 from mup_tune.settings import untuned
@@ -120,3 +122,11 @@ def test_the_command_prints_it_and_writes_nothing(run: Path) -> None:
 def test_a_run_without_findings_says_so(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", (), {"untuned": untuned(SHAPE)})
     assert lines(path) == ["No findings: no stage of this run has concluded", "There is nothing to claim from it."]
+
+
+def test_status_says_what_heads_the_page(run: Path) -> None:
+    result = CliRunner().invoke(app, ["status", str(run), "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.output)
+    assert (told["verdict"], told["below"]) == tuple(headline_of(load_run(run)))
+    assert "the best that learning rate alone can do" in told["verdict"]
