@@ -17,11 +17,12 @@ from torch import Tensor
 
 from mup_tune.model.attention import rope_table
 from mup_tune.model.falcon_h1 import Population
-from mup_tune.model.kernels.attention import attention_, attention_backward, spans
+from mup_tune.model.kernels.attention import attention_, attention_backward
 from mup_tune.model.kernels.conv import conv_silu, conv_silu_backward
 from mup_tune.model.kernels.embedding import embed, embed_backward
 from mup_tune.model.kernels.loss import nll, nll_and_grad_
 from mup_tune.model.kernels.norm import add_norm, add_norm_backward, group_norm, group_norm_backward
+from mup_tune.model.kernels.spans import spans
 from mup_tune.model.kernels.ssd import ssd, ssd_backward
 from mup_tune.model.kernels.swiglu import swiglu, swiglu_backward
 from mup_tune.model.storage import Leaf, Storage, Vector
@@ -126,7 +127,7 @@ class _Mixer(torch.autograd.Function):
             xBC = conv_silu(conv_in, *_taps(value), sequence.documents_BT)
             out = parts.out(out_PNE, "mamba2")
             gated = torch.empty_like(out, memory_format=torch.contiguous_format) if shape.gated_norm else out
-            kept = ssd(xBC, dt, z, *_ssm(value), *_sizes(shape), sequence.documents_BT, gated)
+            kept = ssd(xBC, dt, z, *_ssm(value), *_sizes(shape), sequence.spans_2BT, gated)
             saved += [xBC, *kept]
             # Without the norm, gated is a view of the output: saved besides, it would keep this node alive.
             if shape.gated_norm:
@@ -162,10 +163,10 @@ class _Mixer(torch.autograd.Function):
                 d_out = d_rows.view(gated.shape)
             conv_in, dt, z = (parts.of(in_PNW, name) for name in ("xBC", "dt", "z"))
             d_conv, d_dt, d_z = (parts.of(d_in_PNW, name) for name in ("xBC", "dt", "z"))
-            dt_PBHT, log_PBHT, states_PBHcSK = saved
-            scan = (xBC, dt, z, *_ssm(value), *_sizes(shape), sequence.documents_BT)
+            dt_PBHT, log_PBHT, key_PBHT, states_PBHcSK = saved
+            scan = (xBC, dt, z, *_ssm(value), *_sizes(shape), sequence.spans_2BT)
             ssm_parts = (vectors[name].parts for name in ("dt_bias", "A_log", "D"))
-            d_xBC = ssd_backward(d_out, dt_PBHT, log_PBHT, states_PBHcSK, *scan, d_dt, d_z, *ssm_parts)
+            d_xBC = ssd_backward(d_out, dt_PBHT, log_PBHT, key_PBHT, states_PBHcSK, *scan, d_dt, d_z, *ssm_parts)
             taps = (conv_in, *_taps(value), sequence.documents_BT)
             taps_parts = (vectors[name].parts for name in ("conv1d_weight", "conv1d_bias"))
             conv_silu_backward(d_xBC, *taps, d_conv, parts.padding(d_in_PNW), *taps_parts)

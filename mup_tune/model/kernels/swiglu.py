@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mup_tune.model.kernels import sigmoid
+
 TILE = 4096  # elements of a half a program reads, 32 a thread
 COLUMNS = 256
 
@@ -63,7 +65,7 @@ def _swiglu_kernel(h_ptr, out_ptr, n_rows, F: tl.constexpr, ROWS: tl.constexpr, 
     h_at = rows * (2 * F) + columns
     gate = tl.load(h_ptr + h_at, mask, other=0.0).to(tl.float32)
     up = tl.load(h_ptr + h_at + F, mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + rows * F + columns, up * gate * tl.sigmoid(gate), mask)
+    tl.store(out_ptr + rows * F + columns, up * gate * sigmoid(gate), mask)
 
 
 @triton.jit
@@ -75,6 +77,6 @@ def _swiglu_backward_kernel(
     d = tl.load(d_out_ptr + rows * F + columns, mask, other=0.0).to(tl.float32)
     gate = tl.load(h_ptr + h_at, mask, other=0.0).to(tl.float32)
     up = tl.load(h_ptr + h_at + F, mask, other=0.0).to(tl.float32)
-    on = tl.sigmoid(gate)
+    on = sigmoid(gate)
     tl.store(d_h_ptr + h_at, d * up * on * (1.0 + gate * (1.0 - on)), mask)
     tl.store(d_h_ptr + h_at + F, d * gate * on, mask)

@@ -17,8 +17,8 @@ from mup_tune.model.kernels.attention import (
     attention_reference,
     backward,
     forward,
-    spans,
 )
+from mup_tune.model.kernels.spans import spans
 
 # Rows past the end of a sequence have no keys; the interpreter warns, and their results are not stored.
 pytestmark = [pytest.mark.usefixtures("nan_memory"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from mup_tune.model.kernels import LOG2E, strides
 
+ROTATED = 8192  # elements that a program rotates, 64 a thread
+
 
 @triton.jit
 def load_rows(x_ptr, stride, first, stop, ROWS: tl.constexpr, WIDTH: tl.constexpr, K: tl.constexpr):
@@ -50,51 +52,28 @@ def key_range(m0, T, starts_ptr, BLOCK_M: tl.constexpr):
     return start, tl.where(start == tl.load(starts_ptr + stop - 1), m0 + 1, start), stop
 
 
-@triton.jit
-def _first_at_least(documents_ptr, document_N, T):
-    """Where each document number, or the next greater one, first stands in a row; binary search."""
-    low_N, high_N = tl.zeros_like(document_N), tl.zeros_like(document_N) + T
-    width = T
-    while width > 0:
-        middle_N = (low_N + high_N) // 2
-        # Where low has met high, both stay: the token there is the answer, or past the row.
-        less_N = tl.load(documents_ptr + middle_N, mask=low_N < high_N, other=2147483647) < document_N
-        low_N, high_N = tl.where(less_N, middle_N + 1, low_N), tl.where(less_N, high_N, middle_N)
-        width = width // 2
-    return low_N
-
-
-@triton.jit(do_not_specialize=["B", "T"])
-def _spans_kernel(documents_ptr, spans_ptr, B, T, BLOCK_N: tl.constexpr):
-    b = tl.program_id(0)
-    n_N = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    documents_ptr += b * T
-    document_N = tl.load(documents_ptr + n_N, mask=n_N < T, other=0)
-    tl.store(spans_ptr + b * T + n_N, _first_at_least(documents_ptr, document_N, T), mask=n_N < T)
-    tl.store(spans_ptr + (B + b) * T + n_N, _first_at_least(documents_ptr, document_N + 1, T), mask=n_N < T)
-
-
 @triton.jit(do_not_specialize=["B", "T"])
 def _rotate_kernel(
     qkv_ptr, cos_ptr, sin_ptr, B, T, scale, qkv_stride_p, qkv_stride_b, qkv_stride_t,
-    Q: tl.constexpr, J: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr,
+    Q: tl.constexpr, J: tl.constexpr, R: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
+    """One program: all heads of some tokens, so that all loads are under way before the first store."""
     n_blocks = tl.cdiv(T, BLOCK_M)
     pid = tl.program_id(0)
     m0, row = pid % n_blocks * BLOCK_M, (pid // n_blocks).to(tl.int64)
     p = row // B
-    cos = load_rows(cos_ptr + p * T * R, R, m0, T, BLOCK_M, R, K // 2)
-    sin = load_rows(sin_ptr + p * T * R, R, m0, T, BLOCK_M, R, K // 2)
-    row_M, column_R = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, K // 2)[None, :]
-    in_range = (m0 + row_M < T) & (column_R < R)
+    cos = load_rows(cos_ptr + p * T * R, R, m0, T, BLOCK_M, R, K // 2)[:, None, :]
+    sin = load_rows(sin_ptr + p * T * R, R, m0, T, BLOCK_M, R, K // 2)[:, None, :]
+    row_M = tl.arange(0, BLOCK_M)[:, None, None]
+    head, column_R = tl.arange(0, HEADS)[None, :, None], tl.arange(0, K // 2)[None, None, :]
+    in_range = (m0 + row_M < T) & (head < Q + J) & (column_R < R)
     qkv_ptr += p * qkv_stride_p + row % B * qkv_stride_b + m0.to(tl.int64) * qkv_stride_t
-    for head in range(Q + J):
-        factor = tl.where(head < Q, scale * LOG2E, 1.0)
-        a_ptrs = qkv_ptr + head * (2 * R) + row_M * qkv_stride_t + column_R
-        a = tl.load(a_ptrs, mask=in_range, other=0.0).to(tl.float32) * factor
-        b = tl.load(a_ptrs + R, mask=in_range, other=0.0).to(tl.float32) * factor
-        tl.store(a_ptrs, (a * cos - b * sin).to(qkv_ptr.dtype.element_ty), mask=in_range)
-        tl.store(a_ptrs + R, (b * cos + a * sin).to(qkv_ptr.dtype.element_ty), mask=in_range)
+    a_ptrs = qkv_ptr + (row_M * qkv_stride_t + head * (2 * R) + column_R)
+    factor = tl.where(head < Q, scale * LOG2E, 1.0)
+    a = tl.load(a_ptrs, mask=in_range, other=0.0).to(tl.float32) * factor
+    b = tl.load(a_ptrs + R, mask=in_range, other=0.0).to(tl.float32) * factor
+    tl.store(a_ptrs, (a * cos - b * sin).to(qkv_ptr.dtype.element_ty), mask=in_range)
+    tl.store(a_ptrs + R, (b * cos + a * sin).to(qkv_ptr.dtype.element_ty), mask=in_range)
 
 
 @triton.jit(do_not_specialize=["B", "T"])
@@ -164,19 +143,6 @@ def forward_launch(K: int, dtype: torch.dtype) -> dict[str, int]:
     return launch(128, 64, 8, 3) if K <= 128 else launch(64, 32, 8, 2)
 
 
-def spans(documents_BT: Tensor) -> Tensor:
-    """Where every token's document starts, and where it ends (exclusive), int32 [2, B, T].
-
-    Args:
-        documents_BT: int32, contiguous; from 0 and not decreasing along a row.
-    """
-    B, T = documents_BT.shape
-    spans_2BT = torch.empty(2, B, T, dtype=torch.int32, device=documents_BT.device)
-    block = 128
-    _spans_kernel[(B, triton.cdiv(T, block))](documents_ptr=documents_BT, spans_ptr=spans_2BT, B=B, T=T, BLOCK_N=block)
-    return spans_2BT
-
-
 def attention_(
     qkv_PBTC: Tensor,
     n_heads: int,
@@ -192,7 +158,7 @@ def attention_(
         qkv_PBTC: a view with the last stride 1: query, key and value heads side by side, not yet rotated.
             Afterwards queries and keys are rotated, and queries scaled, as the backward pass reads them.
         cos_PTR, sin_PTR: fp32, contiguous; the rotary table, pairs are (i, i + R).
-        spans_2BT: of :func:`spans`.
+        spans_2BT: of :func:`~mup_tune.model.kernels.spans.spans`.
         out_PBTE: a view with the last stride 1 that is written.
 
     Returns:
@@ -201,10 +167,12 @@ def attention_(
     P, B, T, _ = qkv_PBTC.shape
     R = cos_PTR.shape[-1]
     K = padded_head_dim(2 * R)
-    block = 32
+    heads = triton.next_power_of_2(n_heads + n_kv_heads)
+    block = max(1, ROTATED // (heads * K))
     _rotate_kernel[(P * B * triton.cdiv(T, block),)](
         qkv_ptr=qkv_PBTC, cos_ptr=cos_PTR, sin_ptr=sin_PTR, B=B, T=T, scale=(2 * R) ** -0.5,
-        **strides("pbt", qkv=qkv_PBTC), Q=n_heads, J=n_kv_heads, R=R, K=K, BLOCK_M=block,
+        **strides("pbt", qkv=qkv_PBTC), Q=n_heads, J=n_kv_heads, R=R, K=K,
+        HEADS=heads, BLOCK_M=block,
     )  # fmt: skip
     tile = forward_launch(K, qkv_PBTC.dtype)
     lse_PBQT = torch.empty(P, B, n_heads, T, dtype=torch.float32, device=qkv_PBTC.device)

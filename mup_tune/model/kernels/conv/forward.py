@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mup_tune.model.kernels import strides
+from mup_tune.model.kernels import sigmoid, strides
 
 CHANNELS = 128  # of a program, 4 a thread: 8 would double the registers, which hold 15 values a channel backward
 CHUNK = 8  # tokens whose loads are under way together
@@ -138,7 +138,7 @@ def activate(seen_x, weights, bias, TAPS: tl.constexpr):
     pre = bias + weights[0] * seen_x[0]
     for lag in tl.static_range(1, TAPS):
         pre += weights[lag] * seen_x[lag]
-    return pre, tl.sigmoid(pre)
+    return pre, sigmoid(pre)
 
 
 @triton.jit
