@@ -41,18 +41,21 @@ class Recipe:
         way: ``EAGER`` and ``COMPILED`` record the whole step, ``REDUCED`` leaves the graphs to torch.compile.
         kernels: mamba-ssm's; else the scan is transformers' PyTorch code.
         chunk: tokens of the scan's chunks.
+        autocast: to bf16; else products take TF32, and no kernel is spent on casts.
     """
 
     way: str
     kernels: bool
     chunk: int
+    autocast: bool = True
 
     def __str__(self) -> str:
-        return f"{self.way}, {'mamba-ssm' if self.kernels else 'PyTorch'} scan in chunks of {self.chunk}"
+        scan, products = "mamba-ssm" if self.kernels else "PyTorch", "bf16" if self.autocast else "TF32"
+        return f"{self.way}, {products}, {scan} scan in chunks of {self.chunk}"
 
 
 class Replayed:
-    """One trial through ``transformers`` without the host in its way: bf16 autocast, fused AdamW, clipping.
+    """One trial through ``transformers`` without the host in its way: parameters in fp32, AdamW, clipping.
 
     On a CPU, where only the benchmark itself is tested, nothing is recorded and the step runs as it is.
     """
@@ -110,7 +113,7 @@ class Replayed:
         return [str(self.recipe), *filter(None, [self._path])]
 
     def _forward(self, tokens_BT: Tensor) -> Tensor:
-        with torch.autocast(self._device, torch.bfloat16):
+        with torch.autocast(self._device, torch.bfloat16, enabled=self.recipe.autocast):
             found = self.model(input_ids=tokens_BT, labels=tokens_BT, use_cache=False, attention_mask=NO_MASKS)
         loss: Tensor = found.loss
         return loss
@@ -211,6 +214,7 @@ class Fastest:
             yield from (Recipe(EAGER, False, chunk) for chunk in chunks)
             chunks = [each.recipe.chunk for each in sorted(self.tried, key=lambda each: each.seconds)]
         yield Recipe(COMPILED, False, chunks[0])
+        yield Recipe(COMPILED, False, chunks[0], autocast=False)
         if self._kernels:
             yield Recipe(EAGER, True, whole)
             yield Recipe(COMPILED, True, whole)

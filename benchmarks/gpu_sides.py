@@ -29,8 +29,8 @@ DOCUMENTS_A_ROW = 4
 ETA_FACTOR = 0.1  # of the peak η: long enough runs on random tokens stay finite
 FALCON = "transformers.models.falcon_h1.modeling_falcon_h1"
 # What transformers takes from mamba-ssm and causal-conv1d if they are there.
-CONVOLUTION = "causal_conv1d_fn"
-KERNELS = ("mamba2_split_conv1d_scan_combined", "mamba2_chunk_scan", CONVOLUTION)
+SCAN = ("mamba2_chunk_scan",)  # all that can be there without causal-conv1d
+KERNELS = ("mamba2_split_conv1d_scan_combined", *SCAN, "causal_conv1d_fn")
 
 
 class Batch(NamedTuple):
@@ -217,9 +217,7 @@ def in_pytorch() -> Changed:
 
 def kernels_apart() -> Changed:
     """Installed kernels as they are, and torch.compile only for what is between them."""
-    return Changed(
-        torch.compiler.disable, [name for name in KERNELS if name != CONVOLUTION or _importable("causal_conv1d")]
-    )
+    return Changed(torch.compiler.disable, KERNELS if _importable("causal_conv1d") else SCAN)
 
 
 def kernels_importable() -> bool:

@@ -6,9 +6,9 @@
 Users tune such proxies one trial after another, and a GPU waits for the host nearly all the time then. So
 there are two baselines. ``transformers`` is what a training script does: bf16 autocast, fused AdamW,
 clipping, kernel by kernel. ``transformers, replayed`` is the same model and update in the fastest of many
-ways without the host: CUDA graphs of the whole step, torch.compile, mamba-ssm's kernels or PyTorch's, several
-chunks of the scan (``gpu_replayed``). Notes say which won. "ours" is one CUDA graph, with products in bf16 or
-in fp32, the latter without TF32.
+ways without the host: CUDA graphs of the whole step, torch.compile, products in bf16 or TF32, mamba-ssm's
+kernels or PyTorch's, several chunks of the scan (``gpu_replayed``). Notes say which won. "ours" is one CUDA
+graph, with products in bf16 or in fp32, the latter without TF32.
 
 Tokens/s are over all members. Sides of one size are timed in turn, and a row is the median of its rounds. MFU
 is by the bf16 matrix product measured first, for fp32 too. Before the table, a process a size compiles

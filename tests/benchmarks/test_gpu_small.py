@@ -54,14 +54,15 @@ def test_the_fastest_recipe_counts_and_slow_chunks_are_not_compiled(scripts, fas
     eager = {16: 5.0, 32: 3.0, 64: 4.0, 128: 9.0}
 
     def seconds(recipe):
-        own = 2.5 if recipe.kernels else eager[recipe.chunk]
+        own = 2.5 if recipe.kernels else eager[recipe.chunk] + (not recipe.autocast)
         return own - 1 if recipe.way == scripts.replayed.COMPILED else own
 
     world, found = fastest(seconds)
     best = found()
     assert (best.recipe.way, best.recipe.kernels, best.recipe.chunk) == (scripts.replayed.COMPILED, True, 128)
-    compiled = [each.chunk for each in world.built if each.way != scripts.replayed.EAGER and not each.kernels]
-    assert sorted(set(compiled)) == [32, 64]
+    compiled = [each for each in world.built if each.way != scripts.replayed.EAGER and not each.kernels]
+    assert {each.chunk for each in compiled} == {32, 64}
+    assert {each.autocast for each in compiled} == {True, False}
     assert found.fastest.peaks == (100, 200)
     count = len(world.built)
     assert found() is best
@@ -89,7 +90,8 @@ def test_the_budget_ends_the_search(fastest):
     assert len(world.built) == 3
 
 
-def test_the_replayed_model_trains_as_the_plain_one(scripts, on_the_cpu, tiny, monkeypatch):
+@pytest.mark.parametrize("autocast", [True, False])
+def test_the_replayed_model_trains_as_the_plain_one(scripts, on_the_cpu, tiny, monkeypatch, autocast):
     """Same init and batches: the losses of its steps are the plain baseline's, whatever the scan's chunk."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     shape = load_shape(str(tiny))
@@ -100,7 +102,7 @@ def test_the_replayed_model_trains_as_the_plain_one(scripts, on_the_cpu, tiny, m
         plain.step()
     plain._batches = iter([batches[1], batches[0]])
     torch.manual_seed(0)
-    recipe = scripts.replayed.Recipe(scripts.replayed.COMPILED, False, 16)
+    recipe = scripts.replayed.Recipe(scripts.replayed.COMPILED, False, 16, autocast)
     replayed = scripts.replayed.Replayed(shape, batches, "cpu", recipe)
     assert replayed.loss() == pytest.approx(plain.loss(), rel=2e-3)
     replayed._batches = iter([batches[1], batches[0]])
