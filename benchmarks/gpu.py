@@ -13,7 +13,6 @@ A side's first round runs alone on the device; its peak memory is from there.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import sys
 import time
@@ -25,6 +24,7 @@ import torch
 from gpu_floor import Machine, floor, operations
 from gpu_profile import floor_table, profile_table, profiled
 from gpu_rounds import BASELINE, EAGER, GRAPHED, Cell, Device, Side, run_cell, seconds_a_step
+from gpu_rows import aligned, described, machine_words, measured
 from gpu_sides import DOCUMENTS_A_ROW, ETA_FACTOR, Batches, Fused, baseline
 
 from mup_tune.shape import load_shape
@@ -57,7 +57,6 @@ def cell(size: str, tokens: int, args: argparse.Namespace) -> Cell:
 def numbers(each: Cell, machine: Machine) -> dict[str, Any]:
     """A cell's results as plain values, and the ratios that the table is for; None where a side is not."""
     needed = operations(each.shape, each.tokens, each.seq_len)
-    flops = each.shape.flops_per_token(each.seq_len)
     speeds = {(side.name, side.members): each.speed(side) for side in each.timed()}
     base = speeds.get((BASELINE, 1))
     rows = []
@@ -72,18 +71,9 @@ def numbers(each: Cell, machine: Machine) -> dict[str, Any]:
             "note": "; ".join([*filter(None, [side.note]), *side.remarks]),
         }
         if side.seconds:
-            speed = each.speed(side)
-            row |= {
-                "seconds": side.seconds,
-                "step_s": side.step_s,
-                "tokens_per_s": speed,
-                "over_baseline": speed / base if base else None,
-                "mfu": speed * flops / machine.flops,
+            row |= measured(each, side, machine) | {
+                "over_baseline": each.speed(side) / base if base else None,
                 "gap": side.step_s / least.total,
-                "spread": (max(side.seconds) - min(side.seconds)) / side.step_s,
-                "peak_bytes": side.peak_bytes,
-                "reserved_bytes": side.reserved_bytes,
-                "loss": side.loss,
             }
         rows.append(row)
     best, single = each.best(), speeds.get((GRAPHED, 1))
@@ -107,10 +97,10 @@ def table(cells: list[dict[str, Any]]) -> str:
     rows = [list(COLUMNS)]
     for each in cells:
         for side in each["sides"]:
-            measured = [""] * 9
+            values = [""] * 9
             if "seconds" in side:
                 ratio = side["over_baseline"]
-                measured = [
+                values = [
                     f"{side['tokens_per_s']:,.0f}",
                     f"{ratio:.2f}" if ratio else "",
                     f"{side['mfu']:.1%}",
@@ -121,14 +111,8 @@ def table(cells: list[dict[str, Any]]) -> str:
                     f"{side['peak_bytes'] / 2**30:.1f}",
                     f"{side['spread']:.1%}",
                 ]
-            rows.append(
-                [each["size"], f"{each['tokens']}", side["side"], f"{side['members']}", *measured, side["note"]]
-            )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS) - 1)]
-    lines = [
-        "  ".join([*(text.rjust(width) for text, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
-    ]
-    return "\n".join([*lines, *(_said(each) for each in cells if "best_members" in each)])
+            rows.append([each["size"], f"{each['tokens']}", side["side"], f"{side['members']}", *values, side["note"]])
+    return "\n".join([*aligned(rows), *(_said(each) for each in cells if "best_members" in each)])
 
 
 def _said(each: dict[str, Any]) -> str:
@@ -187,30 +171,10 @@ def profile(size: str, members: int, tokens: int, args: argparse.Namespace, devi
     print(floor_table(operations(shape, tokens, args.seq_len), machine, members))
 
 
-def described(device: Device, machine: Machine, args: argparse.Namespace) -> dict[str, Any]:
-    def version(package: str) -> str:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return "no metadata"
-
-    return {
-        "device": torch.cuda.get_device_name() if device.is_cuda else "CPU",
-        "versions": {name: version(name) for name in ("torch", "triton", "transformers", "mamba-ssm", "causal-conv1d")},
-        "matmul_flops": machine.flops,
-        "copy_bytes_per_s": machine.bandwidth,
-        "seq_len": args.seq_len,
-        "rounds": args.rounds,
-    }
-
-
 def header(about: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return (
-        f"{about['device']}; {versions}\n"
-        f"bf16 matmul {about['matmul_flops'] / 1e12:.0f} TFLOP/s, copy {about['copy_bytes_per_s'] / 1e12:.2f} TB/s; "
-        f"rows of {about['seq_len']}; {ROTATING} batches in turn, tokens by Zipf's law, {DOCUMENTS_A_ROW} documents a "
-        "row on average (transformers: one, it does not reset)\n"
+        f"{machine_words(about)}; rows of {about['seq_len']}; {ROTATING} batches in turn, tokens by "
+        f"Zipf's law, {DOCUMENTS_A_ROW} documents a row on average (transformers: one, it does not reset)\n"
         "floor: ms, longest of arithmetic and traffic of each part (layers, head, optimizer); gap: ms/step ÷ floor; "
         "kernels: ms, the same kernel by kernel"
     )
@@ -247,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
         size, members, tokens = args.profile
         profile(size, int(members), int(tokens), args, device, machine)
         return
-    about = described(device, machine, args)
+    about = described(device, machine) | {"seq_len": args.seq_len, "rounds": args.rounds}
     print(header(about), flush=True)
     cells, found = [(size, tokens) for size in args.sizes for tokens in args.tokens], []
     done: list[Cell] = []

@@ -17,7 +17,7 @@ from gpu_floor import Machine
 from mup_tune.shape import Shape
 
 BASELINE, EAGER, GRAPHED = "transformers", "ours, eager", "ours, graph"
-VISIT_S, MOST_STEPS = 0.4, 200
+VISIT_S, MOST_STEPS = 0.4, 2000
 FILL = 0.93  # of the device's memory that sides may take
 
 
@@ -92,6 +92,10 @@ class Device:
         """Most bytes allocated and reserved since :meth:`empty`."""
         return (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if self.is_cuda else (0, 0)
 
+    def held(self) -> tuple[int, int]:
+        """Bytes allocated and reserved now."""
+        return (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) if self.is_cuda else (0, 0)
+
     def machine(self) -> Machine:
         """The best of many short trials each: an 8192³ product of random bf16 matrices, and a copy of 4 GiB.
 
@@ -128,7 +132,7 @@ def run_cell(each: Cell, device: Device, rounds: int, until: float) -> None:
     for side in each.sides:
         if time.perf_counter() > until and each.timed():
             side.note = "no time left"
-        elif side.name == GRAPHED and _too_large(side, each, device):
+        elif _too_large(side, each, device):
             side.note, side.too_large = "too large", True
         else:
             _first(side, device)
@@ -144,7 +148,7 @@ def run_cell(each: Cell, device: Device, rounds: int, until: float) -> None:
 
 def _too_large(side: Side, each: Cell, device: Device) -> bool:
     """Whether a population would not fit, from smaller ones: memory grows linearly with members."""
-    smaller = [other for other in each.sides if other.name == GRAPHED and other.members < side.members]
+    smaller = [other for other in each.sides if other.name == side.name and other.members < side.members]
     if any(other.too_large for other in smaller):
         return True
     points = [(0, 0), *((other.members, other.reserved_bytes) for other in smaller if other.seconds)]
@@ -186,10 +190,15 @@ def _first(side: Side, device: Device) -> None:
         side.note, side.too_large = "out of memory", True
     except Exception as error:
         traceback.print_exc()
-        side.note = f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0][:60]}"
+        side.note = f"failed: {failure(error)}"
     side.peak_bytes, side.reserved_bytes = device.peaks()
     training = None
     device.empty()
+
+
+def failure(error: Exception) -> str:
+    """Its type and the beginning of its first line, for a table's note."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:60]}"
 
 
 def _residents(sides: Sequence[Side], device: Device) -> list[Side]:

@@ -5,13 +5,12 @@ Shape suffixes: B rows, T tokens of a row.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import inspect
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +27,10 @@ from mup_tune.train.fused_step import FusedStep
 
 DOCUMENTS_A_ROW = 4
 ETA_FACTOR = 0.1  # of the peak η: long enough runs on random tokens stay finite
+FALCON = "transformers.models.falcon_h1.modeling_falcon_h1"
+# What transformers takes from mamba-ssm and causal-conv1d if they are there.
+SCAN = ("mamba2_chunk_scan",)  # all that can be there without causal-conv1d
+KERNELS = ("mamba2_split_conv1d_scan_combined", *SCAN, "causal_conv1d_fn")
 
 
 class Batch(NamedTuple):
@@ -63,11 +66,20 @@ class Batches:
 
 
 class Fused:
-    """``members`` trials side by side in our fused step."""
+    """``members`` trials side by side in our fused step, with products in ``dtype``."""
 
-    def __init__(self, shape: Shape, members: int, batches: Sequence[Batch], device: str, *, graph: bool) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        members: int,
+        batches: Sequence[Batch],
+        device: str,
+        *,
+        graph: bool,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
         rows, seq_len = batches[0].tokens_BT.shape
-        self.training = FusedStep(shape, members, rows, seq_len, device=device, graph=graph)
+        self.training = FusedStep(shape, members, rows, seq_len, device=device, dtype=dtype, graph=graph)
         self.training.load([role_table(shape, untuned(shape))] * members, list(range(members)))
         self._batches: Iterator[Batch] = itertools.cycle(batches)
 
@@ -129,6 +141,18 @@ class Baseline:
         return [self._path, *([f"steps in {self._pieces} pieces"] if self._pieces > 1 else [])]
 
 
+class PlainBaseline(Baseline):
+    """The baseline where only ``transformers`` is installed: scan and convolution in PyTorch."""
+
+    def __init__(self, shape: Shape, batches: Sequence[Batch], device: str) -> None:
+        super().__init__(shape, batches, device)
+        self._code = in_pytorch()
+
+    def step(self) -> None:
+        with self._code:
+            super().step()
+
+
 def baseline(shape: Shape, batches: Sequence[Batch], device: str) -> Baseline:
     """The baseline with whole steps at once, or in as few pieces as fit."""
     pieces = 1
@@ -150,18 +174,15 @@ def transformers_model(shape: Shape, seq_len: int, device: str) -> nn.Module:
     """``FalconH1ForCausalLM`` of this Shape at its own init, with the fastest kernels that this machine has.
 
     ``transformers`` takes them from installed packages if those can be imported, and from its hub otherwise.
-    The hub is switched off. mamba-ssm without its CUDA extension is made importable: Falcon-H1 needs its
-    Triton kernels only.
+    The hub is switched off.
     """
     os.environ.setdefault("USE_HUB_KERNELS", "NO")
-    os.environ.setdefault("TRITON_F32_DEFAULT", "tf32")  # Triton's own default; our use of mamba-ssm wants another
-    with contextlib.suppress(UserError):  # then transformers takes its PyTorch path
-        ssd_mamba.chunk_scan()
-    falcon = importlib.import_module("transformers.models.falcon_h1.modeling_falcon_h1")
-    functions = ["mamba2_split_conv1d_scan_combined", "mamba2_chunk_scan", "causal_conv1d_fn"]
+    kernels_importable()  # without them transformers takes its PyTorch path
+    falcon = importlib.import_module(FALCON)
+    functions = KERNELS
     if device != "cpu":
         # The fused function needs causal-conv1d; without, convolution and scan can still go one by one.
-        functions = [] if _importable("causal_conv1d") else functions[:1]
+        functions = () if _importable("causal_conv1d") else KERNELS[:1]
     for name in functions:
         setattr(falcon, name, inspect.unwrap(getattr(falcon, name)))  # transformers' own PyTorch version
     config = falcon.FalconH1Config(**hf.hf_config_kwargs(role_table(shape, untuned(shape)), seq_len))
@@ -171,6 +192,45 @@ def transformers_model(shape: Shape, seq_len: int, device: str) -> nn.Module:
             # In fp32 it would take autocast's bf16 back to fp32, which mamba-ssm's backward kernels refuse.
             module.mup_vector = module.mup_vector.to(torch.bfloat16)
     return model
+
+
+class Changed:
+    """While it is entered, Falcon-H1 of ``transformers`` calls other functions. Every step can afford it."""
+
+    def __init__(self, change: Callable[..., Any], names: Sequence[str]) -> None:
+        self._module = vars(importlib.import_module(FALCON))
+        self._changed = {name: change(self._module[name]) for name in names}
+        self._before: dict[str, Any] = {}
+
+    def __enter__(self) -> None:
+        self._before = {name: self._module[name] for name in self._changed}
+        self._module.update(self._changed)
+
+    def __exit__(self, *_: object) -> None:
+        self._module.update(self._before)
+
+
+def in_pytorch() -> Changed:
+    """``transformers``' own PyTorch code, whatever is installed."""
+    return Changed(inspect.unwrap, KERNELS)
+
+
+def kernels_apart() -> Changed:
+    """Installed kernels as they are, and torch.compile only for what is between them."""
+    return Changed(torch.compiler.disable, KERNELS if _importable("causal_conv1d") else SCAN)
+
+
+def kernels_importable() -> bool:
+    """Whether ``transformers`` will find mamba-ssm's Triton kernels, if it is imported after this.
+
+    mamba-ssm without its CUDA extension is made importable: Falcon-H1 needs its Triton kernels only.
+    """
+    os.environ.setdefault("TRITON_F32_DEFAULT", "tf32")  # Triton's own default; our use of mamba-ssm wants another
+    try:
+        ssd_mamba.chunk_scan()
+    except UserError:
+        return False
+    return True
 
 
 def _importable(package: str) -> bool:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import itertools
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,23 +15,6 @@ from hypothesis import strategies as st
 from torch.autograd import DeviceType
 
 from mup_tune.shape import Shape, load_shape
-from mup_tune.train.fused_step import FusedStep
-from mup_tune.train.torch_step import TorchStep
-from mup_tune.trial import Budget
-
-TINY = """
-{d_model: 16, n_layers: 1, n_heads: 2, n_kv_heads: 1, head_dim: 8, d_ssm: 16, ssm_head_dim: 8, d_state: 4, d_ff: 16,
- vocab_size: 40}
-"""
-
-
-@pytest.fixture(scope="module")
-def scripts() -> Iterator[SimpleNamespace]:
-    """The benchmark's modules, which lie beside each other and in no package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-        names = {"gpu": "gpu", **{name: f"gpu_{name}" for name in ("floor", "profile", "rounds", "sides")}}
-        yield SimpleNamespace(**{name: importlib.import_module(module) for name, module in names.items()})
 
 
 @st.composite
@@ -287,27 +267,12 @@ def test_batches_of_whole_rows(scripts, capsys):
     assert "--tokens 1000 is no whole number of rows of 1024" in capsys.readouterr().err
 
 
-def in_pytorch(shape: Shape, members: int, rows: int, seq_len: int, **options: object) -> TorchStep:
-    """The same step in PyTorch, called as ours is."""
-    inspect.signature(FusedStep).bind(shape, members, rows, seq_len, **options)
-    tokens = rows * seq_len
-    budget = Budget(
-        seq_len=seq_len, batch_tokens=tokens, total_tokens=tokens, warmup_tokens=0, decay_tokens=0, val_tokens=tokens
-    )
-    return TorchStep(shape, members, budget, "cpu", "torch")
-
-
-def test_one_run_of_it_all(scripts, monkeypatch, tmp_path, capsys):
-    falcon = importlib.import_module("transformers.models.falcon_h1.modeling_falcon_h1")
-    for name in ("mamba2_split_conv1d_scan_combined", "mamba2_chunk_scan", "causal_conv1d_fn"):
-        monkeypatch.setattr(falcon, name, getattr(falcon, name))  # put back afterwards
-    monkeypatch.setattr(scripts.sides, "FusedStep", in_pytorch)
+def test_one_run_of_it_all(scripts, on_the_cpu, tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(scripts.rounds, "VISIT_S", 0.01)
     clock = itertools.count(time.perf_counter(), 0.01)  # the slice has as many steps on every machine
     monkeypatch.setattr(scripts.gpu, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    (tmp_path / "tiny.yaml").write_text(TINY)
     report = tmp_path / "gpu.json"
-    size = ["--sizes", str(tmp_path / "tiny.yaml"), "--tokens", "64", "--seq-len", "32"]
+    size = ["--sizes", str(tiny), "--tokens", "64", "--seq-len", "32"]
     scripts.gpu.main(["--device", "cpu", "--rounds", "2", "--slice", "2", "--json", str(report), *size])
     printed, written = capsys.readouterr().out, json.loads(report.read_text())
     ((base, ours),) = [cell["sides"] for cell in written["cells"]]
@@ -324,13 +289,9 @@ def test_one_run_of_it_all(scripts, monkeypatch, tmp_path, capsys):
     assert "without a break" in printed
 
 
-def test_pieces_of_a_step_give_the_same_update(scripts, monkeypatch, tmp_path):
+def test_pieces_of_a_step_give_the_same_update(scripts, on_the_cpu, tiny):
     """The baseline's way out of too little memory: gradients of the pieces add up to the whole batch's."""
-    falcon = importlib.import_module("transformers.models.falcon_h1.modeling_falcon_h1")
-    for name in ("mamba2_split_conv1d_scan_combined", "mamba2_chunk_scan", "causal_conv1d_fn"):
-        monkeypatch.setattr(falcon, name, getattr(falcon, name))
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    shape = load_shape(str(tmp_path / "tiny.yaml"))
+    shape = load_shape(str(tiny))
     batches = [scripts.sides.Batches(40, 4, 16).draw()]
     found = []
     for pieces in (1, 2):
