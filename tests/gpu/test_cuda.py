@@ -150,6 +150,7 @@ def test_a_calibration_ends_where_memory_does(data: Mixture) -> None:
 
 COLD = """
 import sys, torch
+from mup_tune.data.batches import Batch
 from mup_tune.roles import role_table
 from mup_tune.settings import untuned
 from mup_tune.shape import load_shape
@@ -157,8 +158,9 @@ from mup_tune.train.fused_step import FusedStep
 shape = load_shape("cpu-32")
 step = FusedStep(shape, 2, 2, 64, dtype=torch.float32)
 step.load([role_table(shape, untuned(shape))] * 2, [0, 1])
-tokens = torch.randint(0, shape.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
-step.step(tokens, tokens, None, 1.0, 1.0)
+tokens = torch.randint(0, shape.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0)).numpy()
+step.feed([Batch(tokens, tokens, 0 * tokens.astype("int32"))], [(1.0, 1.0)])
+step.step()
 print(*step.loss_P.tolist())
 """
 
