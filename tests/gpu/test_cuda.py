@@ -22,7 +22,7 @@ from mup_tune.model.falcon_h1 import Population
 from mup_tune.roles import role_table
 from mup_tune.settings import Settings, falcon_h1_published, untuned
 from mup_tune.shape import load_shape
-from mup_tune.train import fused_step
+from mup_tune.train import fed, fused_step
 from mup_tune.train.device import Device
 from mup_tune.train.population import new_population
 from mup_tune.train.step import Steps
@@ -91,6 +91,24 @@ def test_a_pack_trains_and_masks_a_diverged_member(data: Mixture, dtype: str) ->
     assert result.record["backend"] == "triton"
     assert [row.status for row in result.rows] == ["ok", "diverged", "ok"]
     assert result.rows[0].loss < 3.0
+
+
+def test_losses_are_the_same_however_many_steps_are_queued(data: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host reads what the device kept while the device goes on, and refills what it has read."""
+    wild = untuned(SHAPE).scaled({"embedding": 1e30, "lm_head": 1e30})
+    members = [untuned(SHAPE).scaled({"elr": 4.0}), wild, falcon_h1_published()]
+    found = []
+    for at_once in (20, 7, 1):
+        monkeypatch.setattr(fed, "FED_STEPS", at_once)
+        reports: list[float] = []
+        found.append(train_pack(pack(members, "float32"), data, DEVICE, lambda done, _, to=reports: to.append(done)))
+        assert reports == [min(30, stop) / 30 for stop in range(at_once, 30 + at_once, at_once)]
+    for other in found[1:]:
+        assert other.rows[1].reason == found[0].rows[1].reason
+        for name in ("loss", "grad_norm"):
+            wanted, told = (torch.tensor(each.curves[name]) for each in (found[0], other))
+            torch.testing.assert_close(told[:30], wanted[:30], rtol=2e-3, atol=0)
+            torch.testing.assert_close(told[60:], wanted[60:], rtol=2e-3, atol=0)
 
 
 def test_kernels_train_as_pytorch_does(data: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
