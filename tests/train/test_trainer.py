@@ -130,6 +130,12 @@ def trained(
     return run, said
 
 
+@pytest.mark.parametrize(("tokens", "steps"), [(16, 20), (2**18, 20), (2**20, 5), (2**26, 1)])
+def test_no_more_steps_are_fed_than_fit(tokens: int, steps: int) -> None:
+    assert fed.fed_steps(tokens // 16, 16) == steps
+    assert steps == 1 or steps * tokens * 12 <= fed.FED_BYTES
+
+
 def test_a_gpu_has_steps_queued_while_it_is_waited_for(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     (there, said), (here, reports) = (
         trained(corpus, monkeypatch, untuned(SHAPE), ahead=each) for each in (True, False)
