@@ -105,10 +105,10 @@ def test_losses_are_the_same_however_many_steps_are_queued(data: Mixture, monkey
         assert reports == [min(30, stop) / 30 for stop in range(at_once, 30 + at_once, at_once)]
     for other in found[1:]:
         assert other.rows[1].reason == found[0].rows[1].reason
-        for name in ("loss", "grad_norm"):
+        for name, rtol in (("loss", 2e-3), ("grad_norm", 2e-2)):
             wanted, told = (torch.tensor(each.curves[name]) for each in (found[0], other))
-            torch.testing.assert_close(told[:30], wanted[:30], rtol=2e-3, atol=0)
-            torch.testing.assert_close(told[60:], wanted[60:], rtol=2e-3, atol=0)
+            for member in (slice(0, 30), slice(60, 90)):
+                torch.testing.assert_close(told[member], wanted[member], rtol=rtol, atol=0)
 
 
 def test_kernels_train_as_pytorch_does(data: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
