@@ -10,6 +10,7 @@ batches. A row's threads are asserted, and an MFU above 1 fails the benchmark.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from gpu_sides import Batches, transformers_model
+from gpu_sides import Batches, on_host, transformers_model
 
 from mup_tune.cores import usable_cores
 from mup_tune.engine.packing import population_size
@@ -63,13 +64,18 @@ def ours(shape: Shape, seq_len: int, rows: int) -> tuple[Callable[[], None], int
         seq_len=seq_len, batch_tokens=batch, total_tokens=batch, warmup_tokens=0, decay_tokens=0, val_tokens=seq_len
     )
     torch.set_flush_denormal(True)
-    batches = [Batches(shape.vocab_size, rows, seq_len, seed).draw() for seed in range(4)]
+    batches = on_host([Batches(shape.vocab_size, rows, seq_len, seed).draw() for seed in range(4)])
 
     def stepper(members: int) -> Callable[[], None]:
         step = TorchStep(shape, members, budget, "cpu", "torch")
         step.load([role_table(shape, untuned(shape))] * members, list(range(members)))
-        turn = iter(range(10**9))
-        return lambda: step.step(*batches[next(turn) % len(batches)], 0.1, 1.0)
+        turn = itertools.cycle(batches)
+
+        def fed() -> None:
+            step.feed([next(turn)], [(0.1, 1.0)])
+            step.step()
+
+        return fed
 
     speeds = {members: members * batch / timed(stepper(members), 3) for members in SIZES}
     members = population_size(Calibration(speeds, "cpu"), 10**6, 1)

@@ -131,12 +131,12 @@ def sustained(each: Cell, members: int, seconds: float, device: Device) -> dict[
     source = Batches(each.shape.vocab_size, rows, each.seq_len, seed=1)
     graph = device.is_cuda
     training = Fused(each.shape, members, [source.draw()], device.name, graph=graph)
-    training.train(source.draw().to(device.name), 0.0)
+    training.train(source.draw(), 0.0)
     first, steps, queued = training.loss(), 0, deque[torch.cuda.Event]()
     device.wait()
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:
-        training.train(source.draw().to(device.name), ETA_FACTOR)
+        training.train(source.draw(), ETA_FACTOR)
         steps += 1
         if graph:
             queued.append(torch.cuda.Event())  # type: ignore[no-untyped-call]

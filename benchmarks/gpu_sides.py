@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mup_tune.data.batches import Batch as HostBatch
 from mup_tune.errors import UserError
 from mup_tune.model import hf, ssd_mamba
 from mup_tune.model.layers import IGNORED_TARGET
 from mup_tune.roles import role_table
 from mup_tune.settings import untuned
 from mup_tune.shape import Shape
+from mup_tune.train.fed import fed_steps
 from mup_tune.train.fused_step import FusedStep
 
 DOCUMENTS_A_ROW = 4
@@ -65,6 +67,11 @@ class Batches:
         return Batch(tokens_BT, targets_BT, torch.from_numpy(starts_BT.cumsum(1).astype(np.int32)))
 
 
+def on_host(batches: Sequence[Batch]) -> list[HostBatch]:
+    """The same batches as our training steps are fed them."""
+    return [HostBatch(*(each.cpu().numpy() for each in batch)) for batch in batches]
+
+
 class Fused:
     """``members`` trials side by side in our fused step, with products in ``dtype``."""
 
@@ -81,13 +88,21 @@ class Fused:
         rows, seq_len = batches[0].tokens_BT.shape
         self.training = FusedStep(shape, members, rows, seq_len, device=device, dtype=dtype, graph=graph)
         self.training.load([role_table(shape, untuned(shape))] * members, list(range(members)))
-        self._batches: Iterator[Batch] = itertools.cycle(batches)
+        self._batches = list(itertools.islice(itertools.cycle(on_host(batches)), fed_steps(rows, seq_len)))
+        self._left = 0
 
     def step(self) -> None:
-        self.train(next(self._batches), ETA_FACTOR)
+        if not self._left:
+            self._left = len(self._batches)
+            self.training.feed(self._batches, [(ETA_FACTOR, 1.0)] * self._left)
+        self._left -= 1
+        self.training.step()
 
     def train(self, batch: Batch, eta_factor: float) -> None:
-        self.training.step(*batch, eta_factor, 1.0)
+        """Train on another batch; the next :meth:`step` begins with the first of its own."""
+        self._left = 0
+        self.training.feed(on_host([batch]), [(eta_factor, 1.0)])
+        self.training.step()
 
     def loss(self) -> float:
         """Mean over the members, nan where one of them diverged; waits for the device."""

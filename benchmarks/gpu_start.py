@@ -39,6 +39,7 @@ def main() -> None:
     with timed("import torch", found):
         import torch
     with timed("import mup_tune", found):
+        from mup_tune.data.batches import Batch
         from mup_tune.roles import role_table
         from mup_tune.settings import untuned
         from mup_tune.shape import load_shape
@@ -56,6 +57,7 @@ def main() -> None:
     shape = load_shape(options.shape)
     rows = options.batch_tokens // options.seq_len
     tokens_BT = torch.randint(0, shape.vocab_size, (rows, options.seq_len))
+    batch = Batch(tokens_BT.numpy(), tokens_BT.numpy(), tokens_BT.int().zero_().numpy())
     tables = [role_table(shape, untuned(shape))]
     for members in options.sizes:
         row: dict[str, float] = {"members": members}
@@ -69,7 +71,8 @@ def main() -> None:
         times = []
         for _ in range(STEPS):
             began = time.perf_counter()
-            step.step(tokens_BT, tokens_BT, None, 1.0, 1.0)
+            step.feed([batch], [(1.0, 1.0)])
+            step.step()
             torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
         row["step_ms"] = round(1e3 * sorted(times)[len(times) // 2], 3)

@@ -1,6 +1,6 @@
 """Mixtures: several corpora read side by side, each with its share of the rows.
 
-Shape suffixes: B rows of a batch, T tokens of a row.
+Shape suffixes: S steps, B rows of a batch, R = S · B, T tokens of a row.
 """
 
 from __future__ import annotations
@@ -185,13 +185,18 @@ class MixedBatches:
         self._draw, self.rows, self.seq_len = Draw(mixture.parts), rows, seq_len
 
     def batch(self, step: int) -> Batch:
-        source_B, rank_B = self._draw.rows(step * self.rows, (step + 1) * self.rows)
-        sizes = self.rows, self.seq_len
-        mixed = Batch(np.empty(sizes, np.int64), np.empty(sizes, np.int64), np.empty(sizes, np.int32))
-        for index in np.unique(source_B):
-            mine_B = source_B == index
-            part = self._batches[index].at(rank_B[mine_B])
-            mixed.tokens_BT[mine_B] = part.tokens_BT
-            mixed.targets_BT[mine_B] = part.targets_BT
-            mixed.documents_BT[mine_B] = part.documents_BT
-        return mixed
+        return self.batches(step, step + 1)[0]
+
+    def batches(self, start: int, stop: int) -> list[Batch]:
+        """The batches of the steps [start, stop). All their rows are read in one call a source."""
+        source_R, rank_R = self._draw.rows(start * self.rows, stop * self.rows)
+        sizes = stop - start, self.rows, self.seq_len
+        tokens_SBT, targets_SBT = np.empty(sizes, np.int64), np.empty(sizes, np.int64)
+        documents_SBT = np.empty(sizes, np.int32)
+        for index in np.unique(source_R):
+            mine_R = source_R == index
+            part, mine_SB = self._batches[index].at(rank_R[mine_R]), mine_R.reshape(sizes[:2])
+            tokens_SBT[mine_SB] = part.tokens_BT
+            targets_SBT[mine_SB] = part.targets_BT
+            documents_SBT[mine_SB] = part.documents_BT
+        return [Batch(*each) for each in zip(tokens_SBT, targets_SBT, documents_SBT, strict=True)]

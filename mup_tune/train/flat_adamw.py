@@ -1,6 +1,6 @@
 """AdamW over flat storage in two kernels a bank: the update of ``optimizer.MemberAdamW``, for the GPU step.
 
-Shape suffixes: P members.
+Shape suffixes: P members, S steps.
 """
 
 from __future__ import annotations
@@ -61,16 +61,13 @@ class FlatAdamW:
         for each in self._banks:
             each.load(tables, role_of, scales)
 
-    def judge(self, loss_P: Tensor, alive_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Each member's global gradient norm, fp32 [P], and whether it will be clipped, bool [P].
-
-        A member whose loss or norm is not finite is taken out of ``alive_P``, in place.
-        """
+    def judge(self, loss_P: Tensor, alive_P: Tensor, cursor: Tensor, trace_4SP: Tensor) -> Tensor:
+        """Each member's global gradient norm, fp32 [P]; :func:`.verdict.judge` tells what else it leaves."""
         matrices, vectors = (
             adamw.square_sums(each.bank.grad, each.tiles, each.tables[SCALE], self.storage.members)
             for each in self._banks
         )
-        return verdict.judge(matrices, vectors, loss_P, alive_P, self.clip_norm)
+        return verdict.judge(matrices, vectors, loss_P, alive_P, self.clip_norm, cursor, trace_4SP)
 
     def step(self, factors: Tensor, norm_P: Tensor, alive_P: Tensor) -> None:
         """One update.

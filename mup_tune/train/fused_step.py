@@ -2,9 +2,10 @@
 
 Multipliers, rotary frequencies, rates, schedule factors and batches are tensors that the graph reads, so that
 one recording serves every trial of a Shape, population size and batch: nothing is compiled or recorded when
-they change.
+they change. The graph takes its batch from those of several steps that lie on the device, and counts steps
+itself: all that a step costs the host is the launch of a graph.
 
-Shape suffixes: P members, B rows, T tokens of a row.
+Shape suffixes: P members, B rows, T tokens of a row, S steps, W numbers of a step.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mup_tune.data.batches import Batch
 from mup_tune.model import hf
 from mup_tune.model.falcon_h1 import Population
 from mup_tune.model.fused import BACKEND, FusedPopulation
+from mup_tune.model.kernels import batch
 from mup_tune.model.kernels.ahead import compile_ahead
 from mup_tune.roles import RoleTable
 from mup_tune.shape import Shape
+from mup_tune.train.fed import fed_steps
 from mup_tune.train.flat_adamw import FlatAdamW
 from mup_tune.train.population import initialise
 
@@ -34,7 +39,7 @@ def _side_stream() -> torch.cuda.Stream:
 
 
 class FusedStep:
-    """A population, its optimizer and its batch on one device; :meth:`load` makes it another pack's.
+    """A :class:`~mup_tune.train.step.TrainingStep` in kernels; :meth:`load` makes it another pack's.
 
     Args:
         rows, seq_len: B and T of every batch.
@@ -67,12 +72,15 @@ class FusedStep:
         def held(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
+        most = fed_steps(rows, seq_len)
+        self._fed_SW = held(most, batch.width(rows * seq_len), dtype=torch.int32)
+        self._cursor = held(2, dtype=torch.int32)
+        self._left = 0  # steps of those that were fed
         self._tokens_BT, self._targets_BT = (held(rows, seq_len, dtype=torch.int64) for _ in range(2))
         self._documents_BT = held(rows, seq_len, dtype=torch.int32)
-        self._factors = held(4)
-        self._factors.fill_(1.0)
-        self.loss_P, self.norm_P = held(members), held(members)
-        self.alive_P, self.clipped_P = (held(members, dtype=torch.bool) for _ in range(2))
+        self._factors = held(batch.FACTORS)
+        self.trace_4SP, self.loss_P = held(4, most, members), held(members)
+        self.alive_P = held(members, dtype=torch.bool)
         self._graph = _recorded(self._run) if graph else None
 
     def load(self, tables: Sequence[RoleTable], seeds: Sequence[int]) -> None:
@@ -81,31 +89,36 @@ class FusedStep:
         self.fused.refresh()
         self.optimizer.load(tables, hf.owning_role)
         self.alive_P.fill_(True)
-        self.steps = 0
+        self.steps = self._left = 0
 
-    def step(
-        self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None, eta_factor: float, lam_factor: float
-    ) -> None:
-        """One update, without waiting for the device; ``loss_P`` and its like are then the step's.
+    def feed(self, batches: Sequence[Batch], factors: Sequence[tuple[float, float]]) -> None:
+        """See :meth:`.TrainingStep.feed`. One copy, behind the steps that are queued already.
 
-        Args:
-            documents_BT: int32, or None where every row is one document.
-            eta_factor, lam_factor: this step's multiples of every η and λ.
+        Raises:
+            ValueError: batches of other sizes or more of them than fit.
         """
-        if tokens_BT.shape != self._tokens_BT.shape:
-            raise ValueError(f"a batch of {tuple(tokens_BT.shape)} for a step of {tuple(self._tokens_BT.shape)}")
+        if len(batches) > len(self._fed_SW):
+            raise ValueError(f"{len(batches)} steps are fed, at most {len(self._fed_SW)} fit")
+        # New each time: PyTorch keeps pinned memory until its copy is done.
+        fed_SW = torch.empty(len(batches), self._fed_SW.shape[1], dtype=torch.int32, pin_memory=self._fed_SW.is_cuda)
+        size, ids_SW = self._tokens_BT.shape, fed_SW.numpy()
+        numbers_SW, parts_S3BT = ids_SW.view(np.float32), ids_SW[:, : -batch.FACTORS].reshape(len(batches), 3, *size)
+        for step, (each, pair) in enumerate(zip(batches, factors, strict=True)):
+            if each.tokens_BT.shape != size:
+                raise ValueError(f"a batch of {each.tokens_BT.shape} for a step of {tuple(size)}")
+            for part, ids_BT in enumerate((each.tokens_BT, each.targets_BT, each.documents_BT)):
+                parts_S3BT[step, part] = ids_BT
+            corrections = (1 - beta ** (self.steps + step + 1) for beta in self.betas)
+            numbers_SW[step, -batch.FACTORS :] = (*pair, *corrections)
+        self._fed_SW[: len(batches)].copy_(fed_SW, non_blocking=True)
+        self._cursor.zero_()
+        self._left = len(batches)
+
+    def step(self) -> None:
+        if not self._left:
+            raise IndexError("all batches that were fed are used up")
+        self._left -= 1
         self.steps += 1
-        corrections = (1 - beta**self.steps for beta in self.betas)
-        factors = torch.tensor([eta_factor, lam_factor, *corrections])
-        if self._factors.is_cuda:
-            factors = factors.pin_memory()
-        self._factors.copy_(factors, non_blocking=True)
-        self._tokens_BT.copy_(tokens_BT, non_blocking=True)
-        self._targets_BT.copy_(targets_BT, non_blocking=True)
-        if documents_BT is None:
-            self._documents_BT.zero_()
-        else:
-            self._documents_BT.copy_(documents_BT, non_blocking=True)
         if self._graph is None:
             self._run()
         else:
@@ -116,10 +129,12 @@ class FusedStep:
         return self.fused.nll(tokens_BT, targets_BT, documents_BT)
 
     def _run(self) -> None:
-        # Where a graph is recorded, these three are tensors that it writes.
-        self.loss_P = self.fused.loss_and_gradients(self._tokens_BT, self._targets_BT, self._documents_BT)
-        self.norm_P, self.clipped_P = self.optimizer.judge(self.loss_P, self.alive_P)
-        self.optimizer.step(self._factors, self.norm_P, self.alive_P)
+        ids = self._tokens_BT, self._targets_BT, self._documents_BT
+        tokens_N, targets_N, documents_N = (each.view(-1) for each in ids)
+        batch.take_(self._fed_SW, self._cursor, tokens_N, targets_N, documents_N, self._factors)
+        self.loss_P = self.fused.loss_and_gradients(*ids)  # where a graph is recorded, a tensor that it writes
+        norm_P = self.optimizer.judge(self.loss_P, self.alive_P, self._cursor, self.trace_4SP)
+        self.optimizer.step(self._factors, norm_P, self.alive_P)
 
 
 def _recorded(run: Callable[[], None]) -> torch.cuda.CUDAGraph:

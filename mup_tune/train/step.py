@@ -1,6 +1,6 @@
 """What trains a population step by step, whatever the backend, and which one a device takes.
 
-Shape suffixes: P members, B rows, T tokens of a row.
+Shape suffixes: P members, B rows, T tokens of a row, S steps.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mup_tune.data.batches import Batch
 from mup_tune.errors import UserError
 from mup_tune.model import backends
 from mup_tune.roles import RoleTable
@@ -20,15 +21,15 @@ from mup_tune.trial import Budget
 
 
 class TrainingStep(Protocol):
-    """A population in training.
+    """A population in training: batches are fed for several steps, and then each step trains on the next.
 
-    ``loss_P``, ``norm_P`` (fp32 [P]) and ``clipped_P`` (bool [P]) are of the last step, ``alive_P`` (bool
-    [P]) holds after it.
+    ``trace_4SP`` tells of every step since the last feed, fp32: the loss, the gradient's norm, 1 where it was
+    clipped, and 1 where the member is alive afterwards. ``loss_P`` (fp32 [P]) is the last step's, ``alive_P``
+    (bool [P]) holds after it.
     """
 
+    trace_4SP: Tensor
     loss_P: Tensor
-    norm_P: Tensor
-    clipped_P: Tensor
     alive_P: Tensor
 
     @property
@@ -38,14 +39,21 @@ class TrainingStep(Protocol):
     def load(self, tables: Sequence[RoleTable], seeds: Sequence[int]) -> None:
         """Start another pack: parameters at their init, zero moments, all members alive."""
 
-    def step(
-        self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None, eta_factor: float, lam_factor: float
-    ) -> None:
-        """One update. A member whose loss or gradient norm is not finite is masked from this step on.
+    def feed(self, batches: Sequence[Batch], factors: Sequence[tuple[float, float]]) -> None:
+        """What the next steps train on, without waiting for the device.
 
         Args:
-            documents_BT: int32 document numbers, or None where every row is one document.
-            eta_factor, lam_factor: this step's multiples of every η and λ.
+            batches: one a step, at most :func:`~mup_tune.train.fed.fed_steps` of them.
+            factors: every step's multiples of all η and of all λ.
+        """
+
+    def step(self) -> None:
+        """One update, without waiting for the device.
+
+        A member whose loss or gradient norm is not finite is masked from this step on.
+
+        Raises:
+            IndexError: all batches that were fed are used up.
         """
 
     def nll(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:

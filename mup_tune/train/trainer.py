@@ -6,7 +6,8 @@ Shape suffixes: P members, B rows, T tokens of a row, S steps.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from math import isfinite, nan
 
 import torch
@@ -15,13 +16,14 @@ from mup_tune.data.batches import Batch
 from mup_tune.data.mixture import Mixture
 from mup_tune.roles import role_table
 from mup_tune.train.device import Device
+from mup_tune.train.fed import fed_steps
 from mup_tune.train.step import Steps
-from mup_tune.train.validation import Validation, to_device, validate
+from mup_tune.train.validation import Validation, validate
 from mup_tune.trial import Pack, PackResult, Trial, TrialResult
 from mup_tune.version import trained_by
 
 CURVE_POINTS = 200  # a member; steps are averaged into at most this many
-CHECK_EVERY = 20  # steps between looks at the device, so that it is not waited for each step
+POLL_S = 0.0005  # between looks at a GPU: waiting for it inside a library would hold back an interrupt
 
 OnStep = Callable[[float, float], None]  # fraction done, tokens/s over all members
 
@@ -76,46 +78,70 @@ class PackTraining:
         self.stepper = (steps or Steps(device.name)).of(self.shape, len(trials), self.budget)
         tables = [role_table(self.shape, trial.settings) for trial in trials]
         self.stepper.load(tables, [trial.seed for trial in trials])
-        members, n_steps = len(trials), self.budget.steps
-        self.loss_SP = torch.full((n_steps, members), nan, device=device.name)
-        self.norm_SP = torch.full((n_steps, members), nan, device=device.name)
-        self.clipped_SP = torch.zeros((n_steps, members), dtype=torch.bool, device=device.name)
-        self.alive_SP = torch.zeros((n_steps, members), dtype=torch.bool, device=device.name)
+        self._on_gpu = device.name.startswith("cuda")
+        self._trace_4SP = torch.zeros(4, self.budget.steps, len(trials), pin_memory=self._on_gpu)
+        self.loss_SP, self.norm_SP, self.clipped_SP, self.alive_SP = self._trace_4SP
         self.steps_done = 0
 
     def train(self, on_step: OnStep) -> None:
-        budget = self.budget
-        batches = self.data.batches("train", budget.seq_len, budget.rows, budget.data_seed)
-        started = time.perf_counter()
-        for step in range(budget.steps):
-            self.step(step, batches.batch(step))
-            self.steps_done = step + 1
-            if self.steps_done % CHECK_EVERY == 0:
-                tokens = self.steps_done * budget.batch_tokens * len(self.trials)
-                on_step(self.steps_done / budget.steps, tokens / (time.perf_counter() - started))
-                if not bool(self.stepper.alive_P.any()):
-                    break
-        if self.device.name.startswith("cuda"):
+        budget, started = self.budget, time.perf_counter()
+        for stop in self._trained():
+            self.steps_done = stop
+            tokens = stop * budget.batch_tokens * len(self.trials)
+            on_step(stop / budget.steps, tokens / (time.perf_counter() - started))
+            if not self.alive_SP[stop - 1].any():
+                break
+        if self._on_gpu:
             torch.cuda.synchronize()
 
-    def step(self, step: int, batch: Batch) -> None:
-        stepper = self.stepper
-        if (largest := int(batch.tokens_BT.max())) >= self.shape.vocab_size:  # kernels would read another member's row
+    def _trained(self) -> Iterator[int]:
+        """Numbers of steps after which the trace is known.
+
+        A GPU has the steps behind them queued meanwhile, so that it never waits for the host: they are
+        assembled and fed while it trains. A CPU is looked at first.
+        """
+        budget = self.budget
+        queued: deque[tuple[int, torch.cuda.Event | None]] = deque()
+        batches = self.data.batches("train", budget.seq_len, budget.rows, budget.data_seed)
+        at_once, ahead = fed_steps(budget.rows, budget.seq_len), 1 if self._on_gpu else 0
+        for start in range(0, budget.steps, at_once):
+            stop = min(start + at_once, budget.steps)
+            self.feed(start, batches.batches(start, stop))
+            for _ in range(start, stop):
+                self.stepper.step()
+            queued.append((stop, self._kept(start, stop)))
+            if len(queued) > ahead:
+                yield _awaited(*queued.popleft())
+        for each in queued:
+            yield _awaited(*each)
+
+    def feed(self, start: int, batches: Sequence[Batch]) -> None:
+        """Feed the steps from ``start`` on."""
+        largest = max(int(batch.tokens_BT.max()) for batch in batches)
+        if largest >= self.shape.vocab_size:  # kernels would read another member's row
             raise ValueError(f"token {largest} lies outside the Shape's vocabulary of {self.shape.vocab_size}")
-        factors = self.budget.eta_factor(step), self.budget.lam_factor(step)
-        stepper.step(*to_device(batch, self.device.name), *factors)
-        self.loss_SP[step], self.norm_SP[step] = stepper.loss_P, stepper.norm_P
-        self.clipped_SP[step], self.alive_SP[step] = stepper.clipped_P, stepper.alive_P
+        steps = range(start, start + len(batches))
+        self.stepper.feed(batches, [(self.budget.eta_factor(step), self.budget.lam_factor(step)) for step in steps])
+
+    def _kept(self, start: int, stop: int) -> torch.cuda.Event | None:
+        """Copy what the stepper tells of its last steps; on a GPU, what comes when that is done."""
+        for kept_SP, told_SP in zip(self._trace_4SP, self.stepper.trace_4SP, strict=True):
+            kept_SP[start:stop].copy_(told_SP[: stop - start], non_blocking=True)
+        if not self._on_gpu:
+            return None
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        return done
 
     def row(self, member: int, validation: Validation, extra: dict[str, float]) -> TrialResult:
         trial, loss = self.trials[member], float(validation.loss_P[member])
-        alive = bool(self.stepper.alive_P[member]) and isfinite(loss)
-        lived = int(self.alive_SP[:, member].sum())
+        alive = bool(self.alive_SP[self.steps_done - 1, member]) and isfinite(loss)
+        lived = int(self.alive_SP[: self.steps_done, member].sum())
         settings, tail = trial.settings, self.loss_SP[: self.steps_done, member][-max(1, self.steps_done // 20) :]
         metrics = {
             **extra,
             "eta_lambda_T": settings.eta * settings.lam * self.budget.steps,
-            "clipped_fraction": float(self.clipped_SP[:, member].sum()) / max(1, lived),
+            "clipped_fraction": float(self.clipped_SP[: self.steps_done, member].sum()) / max(1, lived),
             "train_loss": float(tail.mean()),
             "grad_norm": float(self.norm_SP[self.steps_done - 1, member]),
         }
@@ -138,13 +164,19 @@ class PackTraining:
             key: [] for key in ("member", "step", "tokens", "loss", "grad_norm", "clipped", "eta")
         }
         edges = sorted({round(done * point / CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)} - {0})
-        loss_SP, norm_SP, clipped_SP = self.loss_SP.cpu(), self.norm_SP.cpu(), self.clipped_SP.float().cpu()
         for member, trial in enumerate(self.trials):
             for start, stop in zip([0, *edges[:-1]], edges, strict=True):
                 columns["member"].append(member)
                 columns["step"].append(stop)
                 columns["tokens"].append(stop * budget.batch_tokens)
-                for key, values in (("loss", loss_SP), ("grad_norm", norm_SP), ("clipped", clipped_SP)):
+                for key, values in (("loss", self.loss_SP), ("grad_norm", self.norm_SP), ("clipped", self.clipped_SP)):
                     columns[key].append(float(values[start:stop, member].mean()))
                 columns["eta"].append(trial.settings.eta * budget.eta_factor(stop - 1))
         return columns
+
+
+def _awaited(steps: int, done: torch.cuda.Event | None) -> int:
+    """``steps``, when they are done."""
+    while done is not None and not done.query():  # type: ignore[no-untyped-call]
+        time.sleep(POLL_S)
+    return steps

@@ -81,22 +81,27 @@ def error_of(said: str) -> str:
 
 def during(pack: int, step: int, deed: Callable[[], object]) -> None:
     """In a driver's process: one member a pack, and ``deed`` at a step of the ``pack``-th one."""
+    from mup_tune.train import fed
+    from mup_tune.train.torch_step import TorchStep
     from mup_tune.train.trainer import PackTraining
 
     loop.SIZES = (1,)
-    train, train_step, begun = PackTraining.train, PackTraining.step, 0
+    fed.FED_STEPS = 2  # a pack reads the corpus again and again
+    train, train_step, begun, at = PackTraining.train, TorchStep.step, 0, 0
 
     def trained(self: PackTraining, *rest: Any) -> None:
-        nonlocal begun
-        begun += 1
+        nonlocal begun, at
+        begun, at = begun + 1, 0
         train(self, *rest)
 
-    def stepped(self: PackTraining, at: int, *rest: Any) -> None:
-        train_step(self, at, *rest)
+    def stepped(self: TorchStep) -> None:
+        nonlocal at
+        train_step(self)
         if (begun, at) == (pack, step):
             deed()
+        at += 1
 
-    PackTraining.train, PackTraining.step = trained, stepped  # type: ignore[method-assign]
+    PackTraining.train, TorchStep.step = trained, stepped  # type: ignore[method-assign]
 
 
 def cut(file: Path) -> None:

@@ -74,6 +74,19 @@ def test_one_source_gives_the_batches_of_its_corpus_bit_for_bit(corpora: list[Co
     assert Mixture.of(corpora[0]).hash == corpora[0].hash
 
 
+@pytest.mark.parametrize("span", [(0, 6), (39, 42), (7, 8), (3, 3)])
+def test_batches_that_are_read_together_are_those_that_are_read_alone(
+    corpora: list[Corpus], span: tuple[int, int]
+) -> None:
+    mixed = mixture(corpora, 0.5, 0.3, 0.2).batches("train", 8, 10, 3)
+    together = mixed.batches(*span)
+    assert len(together) == span[1] - span[0]
+    for step, batch in enumerate(together, span[0]):
+        for name, alone in vars(mixed.batch(step)).items():
+            found = vars(batch)[name]
+            assert (found.tobytes(), found.dtype, found.shape) == (alone.tobytes(), alone.dtype, alone.shape)
+
+
 def test_every_source_is_read_in_its_own_order_whatever_the_batch_size(corpora: list[Corpus]) -> None:
     mixed = mixture(corpora, 0.5, 0.3, 0.2)
     sources = mixed.batches("train", 8, 10, 3)

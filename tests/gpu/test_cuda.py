@@ -22,7 +22,7 @@ from mup_tune.model.falcon_h1 import Population
 from mup_tune.roles import role_table
 from mup_tune.settings import Settings, falcon_h1_published, untuned
 from mup_tune.shape import load_shape
-from mup_tune.train import fused_step
+from mup_tune.train import fed, fused_step
 from mup_tune.train.device import Device
 from mup_tune.train.population import new_population
 from mup_tune.train.step import Steps
@@ -93,6 +93,24 @@ def test_a_pack_trains_and_masks_a_diverged_member(data: Mixture, dtype: str) ->
     assert result.rows[0].loss < 3.0
 
 
+def test_losses_are_the_same_however_many_steps_are_queued(data: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host reads what the device kept while the device goes on, and refills what it has read."""
+    wild = untuned(SHAPE).scaled({"embedding": 1e30, "lm_head": 1e30})
+    members = [untuned(SHAPE).scaled({"elr": 4.0}), wild, falcon_h1_published()]
+    found = []
+    for at_once in (20, 7, 1):
+        monkeypatch.setattr(fed, "FED_STEPS", at_once)
+        reports: list[float] = []
+        found.append(train_pack(pack(members, "float32"), data, DEVICE, lambda done, _, to=reports: to.append(done)))
+        assert reports == [min(30, stop) / 30 for stop in range(at_once, 30 + at_once, at_once)]
+    for other in found[1:]:
+        assert other.rows[1].reason == found[0].rows[1].reason
+        for name, rtol in (("loss", 2e-3), ("grad_norm", 2e-2)):
+            wanted, told = (torch.tensor(each.curves[name]) for each in (found[0], other))
+            for member in (slice(0, 30), slice(60, 90)):
+                torch.testing.assert_close(told[member], wanted[member], rtol=rtol, atol=0)
+
+
 def test_kernels_train_as_pytorch_does(data: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
     members = [untuned(SHAPE).scaled({"elr": 4.0}), falcon_h1_published()]
     ours = train_pack(pack(members, "float32"), data, DEVICE, lambda *_: None)
@@ -150,6 +168,7 @@ def test_a_calibration_ends_where_memory_does(data: Mixture) -> None:
 
 COLD = """
 import sys, torch
+from mup_tune.data.batches import Batch
 from mup_tune.roles import role_table
 from mup_tune.settings import untuned
 from mup_tune.shape import load_shape
@@ -157,8 +176,9 @@ from mup_tune.train.fused_step import FusedStep
 shape = load_shape("cpu-32")
 step = FusedStep(shape, 2, 2, 64, dtype=torch.float32)
 step.load([role_table(shape, untuned(shape))] * 2, [0, 1])
-tokens = torch.randint(0, shape.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
-step.step(tokens, tokens, None, 1.0, 1.0)
+tokens = torch.randint(0, shape.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0)).numpy()
+step.feed([Batch(tokens, tokens, 0 * tokens.astype("int32"))], [(1.0, 1.0)])
+step.step()
 print(*step.loss_P.tolist())
 """
 

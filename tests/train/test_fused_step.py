@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from mup_tune.data.batches import Batch
 from mup_tune.roles import role_table
 from mup_tune.settings import Settings, falcon_h1_published, untuned
 from mup_tune.shape import Shape
 from mup_tune.train.fused_step import FusedStep
 from mup_tune.train.population import new_population
 from mup_tune.train.torch_step import TorchStep
-from mup_tune.trial import Budget
+from mup_tune.train.validation import to_device
+from mup_tune.trial import IGNORED_TARGET, Budget
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPE = Shape(
@@ -37,13 +42,16 @@ SETTINGS = (
 )
 
 
-def batches(steps: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-    generator = torch.Generator().manual_seed(0)
-    documents = (torch.arange(T) // 5).expand(2, -1).contiguous().int()
+def batches(steps: int) -> list[Batch]:
+    """Every other one of rows that are one document each."""
+    generator = np.random.default_rng(0)
+    documents = np.stack([np.zeros(T), np.arange(T) // 5]).astype(np.int32)
     found = []
     for step in range(steps):
-        tokens = torch.randint(0, SHAPE.vocab_size, (2, T), generator=generator).to(DEVICE)
-        found.append((tokens, tokens.roll(-1, 1), documents.to(DEVICE) if step % 2 else None))
+        tokens = generator.integers(0, SHAPE.vocab_size, (2, T))
+        targets = np.roll(tokens, -1, 1)
+        targets[0, -step:] = IGNORED_TARGET
+        found.append(Batch(tokens, targets, np.stack([documents[step % 2]] * 2)))
     return found
 
 
@@ -51,23 +59,34 @@ def fused(members: int) -> FusedStep:
     return FusedStep(SHAPE, members, 2, T, device=DEVICE, dtype=torch.float32, graph=DEVICE == "cuda")
 
 
-def history(step: FusedStep | TorchStep, settings: tuple[Settings, ...], steps: int = 2) -> dict[str, torch.Tensor]:
+def history(
+    step: FusedStep | TorchStep, settings: tuple[Settings, ...], steps: int = 2, at_once: int = 20
+) -> dict[str, torch.Tensor]:
+    """Of so many steps, fed ``at_once`` at once."""
     step.load([role_table(SHAPE, each) for each in settings], [0] * len(settings))
-    losses, norms = [], []
-    for index, batch in enumerate(batches(steps)):
-        step.step(*batch, 1.0 - 0.1 * index, 1.0)
-        losses.append(step.loss_P.clone())
-        norms.append(step.norm_P.clone())
+    traces, factors = [], [(1.0 - 0.1 * index, 1.0 + 0.1 * index) for index in range(steps)]
+    for start in range(0, steps, at_once):
+        part = slice(start, start + at_once)
+        fed = batches(steps)[part]
+        step.feed(fed, factors[part])
+        for _ in fed:
+            step.step()
+        traces.append(step.trace_4SP[:, : len(fed)].clone())
     parameters = {name: each.detach().clone() for name, each in step.population.named_parameters()}
-    nll = step.nll(*batches(1)[0])
-    return {"losses": torch.stack(losses), "norms": torch.stack(norms), "nll": nll, **parameters}
+    nll = step.nll(*to_device(batches(1)[0], DEVICE))
+    told = dict(zip(("losses", "norms", "clipped", "alive"), torch.cat(traces, 1), strict=True))
+    assert torch.equal(told["losses"][-1].nan_to_num(), step.loss_P.nan_to_num())
+    assert torch.equal(told["alive"][-1].bool(), step.alive_P)
+    return {**told, "nll": nll, **parameters}
 
 
 def test_training_is_the_pytorch_steps_and_a_diverged_member_stays_where_it_was() -> None:
     wild = untuned(SHAPE).scaled({"embedding": 1e30, "lm_head": 1e30})
     ours, theirs = fused(3), TorchStep(SHAPE, 3, BUDGET, DEVICE, "torch")
-    found, wanted = (history(step, (*SETTINGS, wild)) for step in (ours, theirs))
+    found, wanted = (history(step, (*SETTINGS, wild), steps=3) for step in (ours, theirs))
     assert ours.alive_P.tolist() == theirs.alive_P.tolist() == [True, True, False]
+    for name in ("clipped", "alive"):
+        assert found.pop(name).tolist() == wanted.pop(name).tolist(), name
     for name, rtol in (("losses", 2e-5), ("norms", 2e-4)):
         torch.testing.assert_close(found.pop(name)[:, :2], wanted.pop(name)[:, :2], rtol=rtol, atol=0)
     torch.testing.assert_close(found.pop("nll")[:2], wanted.pop("nll")[:2], rtol=1e-4, atol=0)
@@ -84,3 +103,34 @@ def test_a_step_that_is_loaded_again_forgets_the_pack_before() -> None:
     again, fresh = (history(each, SETTINGS[:1], steps=1) for each in (step, fused(1)))
     for name in fresh:
         torch.testing.assert_close(again[name], fresh[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [fused, lambda members: TorchStep(SHAPE, members, BUDGET, DEVICE, "torch")])
+def test_steps_are_the_same_however_many_are_fed_at_once(make: Callable[[int], FusedStep | TorchStep]) -> None:
+    """One after another, all at once, and two and a rest; the last feed starts in the middle of a pack."""
+    step = make(2)
+    found = [history(step, SETTINGS, steps=3, at_once=each) for each in (3, 1, 2)]
+    assert len(found[0]["losses"]) == 3
+    for other in found[1:]:
+        for name in ("losses", "norms", "clipped", "alive"):
+            torch.testing.assert_close(other[name], found[0][name], rtol=2e-5, atol=0)
+        for name, wanted in found[0].items():
+            assert (other[name] - wanted).norm() <= 2e-3 * wanted.norm(), name  # a GPU adds in any order
+
+
+def test_steps_want_batches_that_fit_and_are_left() -> None:
+    step, (one,) = fused(1), batches(1)
+    for each in (step, TorchStep(SHAPE, 1, BUDGET, DEVICE, "torch")):
+        history(each, SETTINGS[:1], steps=1)
+        with pytest.raises(IndexError):
+            each.step()
+    with pytest.raises(ValueError, match="21 steps are fed, at most 20 fit"):
+        step.feed([one] * 21, [(1.0, 1.0)] * 21)
+    with pytest.raises(ValueError, match=r"a batch of \(1, 13\) for a step of \(2, 13\)"):
+        step.feed([Batch(one.tokens_BT[:1], one.targets_BT[:1], one.documents_BT[:1])], [(1.0, 1.0)])
+    for each in (step, TorchStep(SHAPE, 1, BUDGET, DEVICE, "torch")):
+        each.load([role_table(SHAPE, SETTINGS[0])], [0])
+        each.feed([one], [(1.0, 1.0)])
+        each.load([role_table(SHAPE, SETTINGS[0])], [0])
+        with pytest.raises(IndexError):  # they were another pack's
+            each.step()

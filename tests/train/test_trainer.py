@@ -10,9 +10,10 @@ from mup_tune.data.corpus import Corpus
 from mup_tune.data.mixture import Mixture
 from mup_tune.settings import Settings, falcon_h1_published, untuned
 from mup_tune.shape import load_shape
+from mup_tune.train import fed
 from mup_tune.train.device import Device
 from mup_tune.train.population import new_population
-from mup_tune.train.trainer import train_pack
+from mup_tune.train.trainer import PackTraining, train_pack
 from mup_tune.trial import Budget, Pack, PackResult, Trial
 
 SHAPE = load_shape("cpu-32")
@@ -96,6 +97,63 @@ def test_training_stops_early_when_no_member_is_left(corpus: Corpus) -> None:
     result = train(corpus, (wild, 0), (wild, 1))
     assert result.record["steps"] == 20
     assert not any(row.ok for row in result.rows)
+
+
+class Later:
+    """A GPU's event: what it marks is done when it is asked a second time."""
+
+    def __init__(self, said: list[str]) -> None:
+        self._said, self._asked = said, 0
+
+    def record(self) -> None:
+        self._said.append("queued")
+
+    def query(self) -> bool:
+        self._asked += 1
+        if self._asked > 1:
+            self._said.append("done")
+        return self._asked > 1
+
+
+def trained(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, settings: Settings, *, ahead: bool
+) -> tuple[PackTraining, list[str]]:
+    """A pack in stretches of 4 steps, and what happened; ``ahead``: queued as on a GPU."""
+    monkeypatch.setattr(fed, "FED_STEPS", 4)
+    run = PackTraining((Trial(shape=SHAPE, budget=BUDGET, settings=settings, seed=0),), Mixture.of(corpus), DEVICE)
+    said: list[str] = []
+    if ahead:
+        monkeypatch.setattr(run, "_on_gpu", True)
+        monkeypatch.setattr(torch.cuda, "Event", lambda: Later(said))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: said.append("waited"))
+    run.train(lambda done, _: said.append(f"{round(30 * done)} steps"))
+    return run, said
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(16, 20), (2**18, 20), (2**20, 5), (2**26, 1)])
+def test_no_more_steps_are_fed_than_fit(tokens: int, steps: int) -> None:
+    assert fed.fed_steps(tokens // 16, 16) == steps
+    assert steps == 1 or steps * tokens * 12 <= fed.FED_BYTES
+
+
+def test_a_gpu_has_steps_queued_while_it_is_waited_for(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    (there, said), (here, reports) = (
+        trained(corpus, monkeypatch, untuned(SHAPE), ahead=each) for each in (True, False)
+    )
+    assert reports == [f"{stop} steps" for stop in (4, 8, 12, 16, 20, 24, 28, 30)]
+    middle = [each for stop in range(4, 25, 4) for each in ("queued", "done", f"{stop} steps")]
+    assert said == ["queued", *middle, "queued", "done", "28 steps", "done", "30 steps", "waited"]
+    assert there.curves() == here.curves()
+
+
+def test_steps_that_were_queued_behind_the_last_member_do_not_count(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wild = untuned(SHAPE).scaled({"embedding": 1e30, "lm_head": 1e30})
+    (there, said), (here, _) = (trained(corpus, monkeypatch, wild, ahead=each) for each in (True, False))
+    assert said == ["queued", "queued", "done", "4 steps", "waited"]
+    assert there.steps_done == here.steps_done == 4
+    assert repr(there.curves()) == repr(here.curves())  # NaN is not itself
 
 
 def test_members_with_one_seed_share_their_draws_scaled_by_their_init() -> None:

@@ -30,6 +30,7 @@ vocabulary, F d_ff, k taps of the convolution, and C channels (of the convolutio
   chunks of a row, L tokens of a chunk.
 * AdamW: R rows of a tile, C columns of a block, n parts of a sum.
 * Loss: I lanes of a block, J logits that a lane reads at once.
+* Batch: S steps that are fed at once, W numbers of a step.
 """
 
 from __future__ import annotations
