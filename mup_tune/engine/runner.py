@@ -136,6 +136,8 @@ def calibrate(
     speeds: dict[int, float] = {}
     gib: dict[int, float] = {}
     full = ""
+    if device.name != "cpu":
+        _peak_gib()  # what came before is no size's
     for place, size in enumerate(work.sizes):
         on_size(size, place / len(work.sizes))
         try:

@@ -110,4 +110,4 @@ def test_a_dead_member_stays_alone() -> None:
 @DTYPES
 @pytest.mark.parametrize(("P", "D"), [(1, 256), (16, 256), (2, 512), (1, 1024), (1, 1536), (1, 5120)])
 def test_true_sizes(P: int, D: int, dtype: torch.dtype) -> None:
-    check_add_norm(P, 16384 // (1 + D // 2048), D, dtype, True, True)
+    check_add_norm(P, 16384 // (1 + D // 2048 + P // 4), D, dtype, True, True)
