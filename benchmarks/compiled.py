@@ -17,19 +17,15 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when kernels are defined
 
 import torch
 import triton
-import triton.backends.nvidia
+from machine_code import Compiled, looked_at
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
@@ -38,10 +34,6 @@ from mup_tune.train.fused_step import FusedStep
 
 TARGET = GPUTarget("cuda", 90, 32)
 MEMBERS = 2
-TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
-INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,5}\*/\s+(.*?);", re.MULTILINE)
-WRITES_UNIFORM = re.compile(r"\b(?:R2UR|S2UR|U[A-Z][A-Z0-9.]*) (UR\d+), (.*)")
-HIGH_WORD = re.compile(r"UIADD3\.X UR\d+, (UR\d+), -0x7f[0-9a-f]+")
 
 
 class NoGPU:
@@ -55,18 +47,6 @@ class NoGPU:
 
     def get_current_stream(self, device: int) -> int:
         return 0
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A kernel for sm_90. ``wrong``: instructions that make a product's address of a wrong register."""
-
-    name: str
-    registers: int
-    spilled: int
-    shared: int
-    instructions: int
-    wrong: tuple[str, ...]
 
 
 def compiled_launches(launches: Callable[[], object], only: str = "") -> list[Any]:
@@ -88,42 +68,12 @@ def compiled_launches(launches: Callable[[], object], only: str = "") -> list[An
     return list(found.values())
 
 
-def looked_at(kernel: Any) -> Compiled:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        usage, code = (_cuobjdump(option, file.name) for option in ("-res-usage", "-sass"))
-    match = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert match is not None
-    instructions = INSTRUCTION.findall(code)
-    wrong = tuple(wrong_addresses(instructions))
-    return Compiled(kernel.name, int(match[1]), int(match[2]), kernel.metadata.shared, len(instructions), wrong)
-
-
-def _cuobjdump(option: str, file: str) -> str:
-    tools = {**os.environ, "PATH": f"{TOOLS}:{os.environ.get('PATH', '')}"}  # it calls nvdisasm
-    done = subprocess.run([TOOLS / "cuobjdump", option, file], capture_output=True, text=True, env=tools, check=True)
-    return done.stdout
-
-
-def wrong_addresses(instructions: list[str]) -> list[str]:
-    """Those that add a descriptor's high word to a uniform register that does not hold zero."""
-    holds: dict[str, str] = {}
-    wrong = []
-    for each in instructions:
-        high = HIGH_WORD.search(each)
-        if high and not holds.get(high[1], "").startswith("URZ"):
-            wrong.append(each.strip())
-        written = WRITES_UNIFORM.search(each)
-        if written:
-            holds[written[1]] = written[2]
-    return wrong
-
-
 def kernels_of(shape: str, rows: int, seq_len: int, dtype: str, only: str = "") -> list[Compiled]:
     """The kernels of a training step of this Shape; ``only``: a pattern of their names."""
     step = FusedStep(load_shape(shape), MEMBERS, rows, seq_len, "cpu", getattr(torch, dtype), graph=False)
-    return [looked_at(each) for each in compiled_launches(step._run, only)]
+    return [
+        looked_at(each.name, each.asm["cubin"], each.metadata.shared) for each in compiled_launches(step._run, only)
+    ]
 
 
 def main() -> None:
