@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -41,3 +42,11 @@ def _gpu_memory_back() -> Iterator[None]:
     if torch is not None and torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def hangups_heard() -> Iterator[None]:
+    """SIGHUP does what it does without nohup, whose ignoring a test run inherits."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

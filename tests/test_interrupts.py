@@ -17,6 +17,7 @@ def _handlers_restored() -> Iterator[None]:
     assert [signal.getsignal(number) for number in STOPS] == before
 
 
+@pytest.mark.usefixtures("hangups_heard")
 @pytest.mark.parametrize("number", STOPS)
 def test_every_stop_signal_is_an_interrupt_whose_exit_code_tells_it(number: signal.Signals) -> None:
     with stop_signals():

@@ -193,6 +193,7 @@ def test_ctrl_c_says_how_to_resume_and_exits_130(plan: Path, tmp_path: Path) -> 
     assert "Traceback" not in message
 
 
+@pytest.mark.usefixtures("hangups_heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_other_signals_interrupt_a_sweep_as_ctrl_c_does(
     plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals

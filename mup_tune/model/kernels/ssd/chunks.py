@@ -88,7 +88,8 @@ def plan_sizes(n_heads: int, n_groups: int, d_state: int, head_dim: int, T: int,
 
     A bf16 chunk has the 64 rows of a warp group's product. Channels are taken 32 at a time: what a program
     then holds fits its registers up to d_state = 64, and from there with twice the warps. Blocks narrower
-    than 32, or one pipeline stage, have Triton 3.6 read shared memory out of bounds on sm_90.
+    than 32, or one pipeline stage, read shared memory out of bounds on sm_90: ptxas makes a wrong address
+    (``benchmarks/compiled.py`` finds it).
     """
     length = BF16_CHUNK if dtype == torch.bfloat16 else FP32_CHUNK
     block_s, block_k = max(32, triton.next_power_of_2(d_state)), 32
@@ -104,16 +105,18 @@ def plan_sizes(n_heads: int, n_groups: int, d_state: int, head_dim: int, T: int,
     }
 
 
-def plan_schedule(sizes: dict[str, int], n_stages: int, registers: int = 255, most_states: int = 64) -> dict[str, int]:
+def plan_schedule(
+    sizes: dict[str, int], n_stages: int, registers: int | None = None, most_states: int = 64
+) -> dict[str, int]:
     """Launch options.
 
     Args:
-        registers: of a thread, where a bf16 program of up to 64 states fits in them. The compiler takes a few
-            more, and then one program less runs on an SM.
+        registers: of a thread at most, for bf16 and up to 64 states, which fit. The compiler would take a few
+            more, and then one program less runs on an SM. None: what the compiler takes.
         most_states: what four warps hold.
     """
     schedule = {"num_warps": 4 if sizes["BLOCK_S"] <= most_states else 8, "num_stages": n_stages}
-    if registers < 255 and sizes["L"] == BF16_CHUNK and sizes["BLOCK_S"] <= 64:
+    if registers is not None and sizes["L"] == BF16_CHUNK and sizes["BLOCK_S"] <= 64:
         schedule["maxnreg"] = registers
     return schedule
 

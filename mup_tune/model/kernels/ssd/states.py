@@ -58,12 +58,14 @@ def states_kernel(
     log_ptr += (row.to(tl.int64) * H + head) * T
     start_ptr = spans_ptr + (row % B).to(tl.int64) * T
     edges_ptr = start_ptr if BACKWARD else start_ptr + B * T
+    steps_ptr = log_ptr if BACKWARD else raw_ptr
+    steps_stride_t = 1 if BACKWARD else raw_stride_t
     states_ptr += (row.to(tl.int64) * H + head) * n_chunks * (S * K) + k0
 
     state_SK = tl.zeros((BLOCK_S, BLOCK_K), tl.float32)
     # Small loads are made one chunk ahead: the pipeliner leaves them where they are.
     chunk = n_chunks - 1 if BACKWARD else n_chunks * 0
-    step_L = load_tokens(log_ptr, 1, chunk, T, L) if BACKWARD else load_tokens(raw_ptr, raw_stride_t, chunk, T, L)
+    step_L = load_tokens(steps_ptr, steps_stride_t, chunk, T, L)
     edges_L, passes = load_tokens(edges_ptr, 1, chunk, T, L), crosses(start_ptr, chunk, T, L)
     for i in range(n_chunks):
         chunk = n_chunks - 1 - i if BACKWARD else i
@@ -72,20 +74,15 @@ def states_kernel(
         direction_LS = load_tile(direction_at, direction_stride_t, left, S, L, BLOCK_S, EVEN)
         value_LK = load_tile(value_ptr + first_token * value_stride_t, value_stride_t, left, K - k0, L, BLOCK_K, EVEN)
         if BACKWARD:
-            z_LK = load_tile(z_ptr + first_token * z_stride_t, z_stride_t, left, K - k0, L, BLOCK_K, EVEN).to(
-                tl.float32
-            )
+            z_at = z_ptr + first_token * z_stride_t
+            z_LK = load_tile(z_at, z_stride_t, left, K - k0, L, BLOCK_K, EVEN).to(tl.float32)
             gate_LK, d_out_LK = sigmoid(z_LK), value_LK.to(tl.float32)
             d_z_LK = d_out_LK * (gate_LK * (1 + z_LK * (1 - gate_LK)))
             store_tile(d_z_ptr + first_token * d_z_stride_t, d_z_stride_t, left, K - k0, d_z_LK, L, BLOCK_K, EVEN)
             value_LK = (d_out_LK * (z_LK * gate_LK)).to(value_LK.dtype)
             store_tile(dy_ptr + first_token * dy_stride_t, dy_stride_t, left, K - k0, value_LK, L, BLOCK_K, EVEN)
         following = chunk - 1 if BACKWARD else chunk + 1
-        next_step_L = (
-            load_tokens(log_ptr, 1, following, T, L)
-            if BACKWARD
-            else load_tokens(raw_ptr, raw_stride_t, following, T, L)
-        )
+        next_step_L = load_tokens(steps_ptr, steps_stride_t, following, T, L)
         next_edges_L, next_passes = load_tokens(edges_ptr, 1, following, T, L), crosses(start_ptr, following, T, L)
         store_tile(states_ptr + tl.cast(chunk, tl.int64) * (S * K), K, S, K - k0, state_SK, BLOCK_S, BLOCK_K, EVEN)
 
