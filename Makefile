@@ -9,6 +9,10 @@ else
 INSTALL := -e .[dev]
 endif
 
+# Bytecode is written even where the environment forbids it. Hundreds of processes of the tests import torch,
+# and compiling it anew takes each of them two seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Test processes side by side; each computes on one thread.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
