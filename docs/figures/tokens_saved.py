@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from style import ACCENT, INK, MUTED, new_figure, plain, save
+
 HERE = Path(__file__).resolve().parent
 SOURCE, OUT = HERE.parent / "experiments.md", HERE / "tokens-saved.svg"
-INK, MUTED, ACCENT = "#1f2328", "#59636e", "#0969da"
 
 # A run, and its rows: what trained, its size, and the quotation.
 RUNS = (
@@ -54,13 +55,7 @@ def quoted(quotation: str, size: str, source: str) -> tuple[float, float, float]
 
 def draw(out: Path, source: str) -> None:
     """The forest plot as SVG, its words as text."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "mup-tune", "font.family": "sans-serif"})
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 3.7), layout="constrained", facecolor="white")
+    figure = new_figure(8.6, 3.7)
     axes = figure.subplots()
     place, ticks = 0.0, []
     for title, rows in RUNS:
@@ -79,13 +74,9 @@ def draw(out: Path, source: str) -> None:
     axes.set_ylim(place - 0.8, -1.3)
     axes.set_xlim(0.98, 1.78)
     axes.set_xticks([1, 1.1, 1.2, 1.3, 1.4, 1.5])
-    axes.tick_params(length=0, labelcolor=INK)
     axes.set_xlabel("times the tokens that the baseline needs for the same loss, with 95 % CIs", color=INK, loc="left")
-    for side in ("top", "right", "left", "bottom"):
-        axes.spines[side].set_visible(False)
-    axes.grid(axis="x", color="#d1d9e0", linewidth=0.6)
-    axes.set_axisbelow(True)
-    figure.savefig(out, format="svg", metadata={"Date": None})
+    plain(axes, axis="x")
+    save(figure, out)
 
 
 def main(given: Sequence[str]) -> None:
