@@ -23,7 +23,8 @@ SLOW := $(addprefix tests/, benchmarks checks cli engine examples loggers/test_w
 	report/test_report_shapes.py report/test_reports_index.py report/test_serve.py run/test_crash.py \
 	search/test_forecast.py \
 	search/test_loop.py search/test_plan_data.py search/test_sampling.py search/stages/test_basin.py \
-	search/stages/test_elr_ewd.py search/stages/test_joint.py search/stages/test_micro.py search/stages/test_surface.py \
+	search/stages/test_elr_ewd.py search/stages/test_joint.py search/stages/test_micro.py search/stages/test_micro_passes.py \
+	search/stages/test_surface.py \
 	test_response_surface.py test_stats.py test_stats_landscapes.py transfer/test_load.py transfer/test_loops.py)
 
 .PHONY: setup check test lint demo clean
